@@ -1,0 +1,188 @@
+"""Local files, and bytes in memory.
+
+Files are read by preadv, never through mmap: a dump that shrinks while it is mapped (a copy still running, NFS, a
+bad sector) raises SIGBUS, which Python cannot turn into an error.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from dumpfs.errors import SourceError
+
+_HINTS = {
+    "Permission denied": "read it as the user who may, or change its mode",
+    "Is a directory": "name the dump file inside it",
+}
+
+
+class FileSource:
+    """A file opened for reading; its descriptor is kept, so that chdir and a mount over its folder do no harm.
+
+    Raises:
+        SourceError: it cannot be opened or is not a regular file or block device.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.path.abspath(path)
+        self._name = os.fspath(path)
+        try:
+            # O_NONBLOCK: opening a pipe must not wait for its writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as exc:
+            problem = exc.strerror or str(exc)
+            raise SourceError(self._name, problem, hint=_HINTS.get(problem)) from exc
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISBLK(status.st_mode):
+                size = os.lseek(self._fd, 0, os.SEEK_END)
+            elif stat.S_ISREG(status.st_mode):
+                size = status.st_size or self._measure()
+            elif stat.S_ISDIR(status.st_mode):
+                raise SourceError(self._name, "is a directory", hint=_HINTS["Is a directory"])
+            elif stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
+                raise SourceError(
+                    self._name, "is a pipe, and a dump is read by position", hint="save it to a file first"
+                )
+            else:
+                raise SourceError(self._name, "is not a file", hint="name a dump file")
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._status = status
+        self._size = size
+
+    def _measure(self) -> int:
+        """Size of a file whose stat says 0, as some of /proc do: where reading past it ends."""
+        try:
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError:
+            return 0
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return self._name
+
+    @property
+    def path(self) -> str:
+        """The absolute path."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file when it was opened."""
+        return self._size
+
+    def fileno(self) -> int:
+        """The descriptor, for `os.sendfile` and the like; positional use only."""
+        return self._fd
+
+    @property
+    def status(self) -> os.stat_result:
+        """The file's stat at opening."""
+        return self._status
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """See `ByteSource.read_at`."""
+        try:
+            data = os.pread(self._fd, size, offset)
+            if len(data) == size or not data:
+                return data
+            pieces = [data]  # pread may stop at 2 GiB, or at a signal
+            done = len(data)
+            while done < size:
+                data = os.pread(self._fd, size - done, offset + done)
+                if not data:
+                    break
+                pieces.append(data)
+                done += len(data)
+            return b"".join(pieces)
+        except OSError as exc:
+            raise self._failure(offset, exc) from exc
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """See `ByteSource.read_into`."""
+        try:
+            done = os.preadv(self._fd, (buffer,), offset)
+            while 0 < done < len(buffer):
+                more = os.preadv(self._fd, (buffer[done:],), offset + done)
+                if not more:
+                    break
+                done += more
+            return done
+        except OSError as exc:
+            raise self._failure(offset, exc) from exc
+
+    def _failure(self, offset: int, exc: OSError) -> SourceError:
+        return SourceError(
+            self._name,
+            f"reading at offset {offset:#x} failed: {exc.strerror or exc}",
+            hint="check the disk or the network file system that holds it",
+        )
+
+    def change(self) -> str | None:
+        """See `ByteSource.change`; also notices a file put in its place under the same name."""
+        if not stat.S_ISREG(self._status.st_mode):
+            return None
+        try:
+            now = os.fstat(self._fd)
+            if now.st_size < self._status.st_size:
+                return f"truncated from {self._status.st_size} to {now.st_size} bytes"
+            if now.st_size > self._status.st_size:
+                return f"grown from {self._status.st_size} to {now.st_size} bytes"
+            if now.st_mtime_ns != self._status.st_mtime_ns:
+                return "written to"
+        except OSError as exc:
+            return f"not readable any more: {exc.strerror}"
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return "removed (still readable through the open descriptor)"
+        except OSError:
+            return None  # the folder is out of sight, for instance under the mount point: nothing is known
+        if (there.st_dev, there.st_ino) != (self._status.st_dev, self._status.st_ino):
+            return "replaced by another file (the one opened at first is still served)"
+        return None
+
+    def close(self) -> None:
+        """See `ByteSource.close`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class MemorySource:
+    """Bytes already in memory, as a source."""
+
+    def __init__(self, data: bytes, name: str = "<memory>") -> None:
+        self._data = data
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return len(self._data)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """See `ByteSource.read_at`."""
+        return self._data[offset : offset + size]
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """See `ByteSource.read_into`."""
+        data = self._data[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def change(self) -> str | None:
+        """Never changes."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,62 @@
+"""Page frame numbers, page states and sizes: the words everything else speaks in."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import TypeAlias
+
+Pfn: TypeAlias = int
+"""Page frame number: physical address divided by the page size (inside an image: by `meta.block_size`)."""
+
+MIN_PAGE_SIZE = 0x1000
+MAX_PAGE_SIZE = 0x40000
+"""The largest kernel page, 256 KiB (hexagon, ppc44x)."""
+
+
+class PageState(IntEnum):
+    """What a dump knows about one page. Facts only; what a reader gets is `HolePolicy`'s decision."""
+
+    STORED = 0
+    """Content present, compressed or raw."""
+    EXCLUDED = 1
+    """RAM, left out on purpose by the dump level."""
+    ABSENT = 2
+    """Not RAM."""
+    LOST = 3
+    """Should be in the file, but the dump is incomplete, cut short, or a part of a split set is missing."""
+    CORRUPT = 4
+    """Its descriptor or its compressed data is invalid."""
+    PARTIAL = 5
+    """Content present, but RAM begins or ends inside the page; the rest of it reads as zeros."""
+
+
+READABLE = frozenset((PageState.STORED, PageState.PARTIAL))
+"""States whose content can be handed out."""
+
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
+_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes named by `text`: a number with an optional K, M, G or T (powers of 1024).
+
+    Raises:
+        ValueError: `text` is not such a number.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write a number with K, M, G or T behind it")
+    return int(match[1]) * _SUFFIXES[match[2].upper()]
+
+
+def render_size(nbytes: int) -> str:
+    """`nbytes` for a person: '512 B', '1.5 GiB'."""
+    if nbytes < 1 << 10:
+        return f"{nbytes} B"
+    value = float(nbytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1024 or unit == "TiB":
+            break
+    return f"{value:.1f} {unit}"

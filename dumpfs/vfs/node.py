@@ -1,0 +1,107 @@
+"""What a file and a directory of the tree are.
+
+Nodes are made on demand and hold no state of a caller; the same (deterministic) node may exist in several worker
+processes at once. An inode number is arithmetic, `space << 48 | index`: nothing is kept per inode, and
+`Tree.node(ino)` finds the node again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+INDEX_BITS = 48
+
+ROOT_INO = 1
+"""FUSE's number of the root directory: space 0, index 1."""
+
+
+def make_ino(space: int, index: int) -> int:
+    """Inode number of entry `index` of a number space. Space 0 is the fixed tree, 1 is /pages."""
+    return space << INDEX_BITS | index
+
+
+def split_ino(ino: int) -> tuple[int, int]:
+    """(space, index) of an inode number."""
+    return ino >> INDEX_BITS, ino & (1 << INDEX_BITS) - 1
+
+
+@dataclass(slots=True)
+class Node(ABC):
+    """A file or a directory."""
+
+    ino: int
+
+
+@dataclass(slots=True)
+class FileNode(Node):
+    """A read-only file. Methods raise `DumpfsError`; its `errno` is what a reader gets."""
+
+    volatile: bool = field(default=False, kw_only=True)
+    """True for files whose content changes while mounted (/status): never cached by anybody."""
+
+    @property
+    def ready(self) -> bool:
+        """False while `size` and `read` would first have to build the content, which may take over 50 ms.
+
+        The mount then builds in a helper process (see `build`), so that other requests go on; without a mount
+        `size` and `read` build by themselves.
+        """
+        return True
+
+    def build(self) -> bytes | None:
+        """What a not `ready` file must prepare: bytes that `adopt` takes, in this or another process.
+
+        Raises:
+            DumpfsError: it cannot be built; the reason is for /status and the reader.
+        """
+        return None
+
+    def adopt(self, data: memoryview | bytes) -> None:
+        """Take what `build` made, here or in another process; the node is then `ready`."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Length in bytes, the true one."""
+
+    def stored_bytes(self) -> int:
+        """Bytes that are really stored, for st_blocks (du, and a hint at holes). Cheap; an estimate will do."""
+        return self.size()
+
+    @abstractmethod
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes `[offset, offset + size)`; empty beyond the end, short only at the true end.
+
+        Raises:
+            DumpfsError: a byte of the range cannot be had; the whole request fails, and callers ask again
+                in smaller pieces.
+        """
+
+    def check_open(self) -> None:
+        """Raise the `DumpfsError` why the file cannot be opened (an excluded page); return when it can."""
+
+    def xattrs(self) -> Mapping[str, bytes]:
+        """Extended attributes by full name, 'user.dumpfs.state'."""
+        return {}
+
+
+@dataclass(slots=True)
+class DirNode(Node):
+    """A directory."""
+
+    @abstractmethod
+    def lookup(self, name: str) -> Node | None:
+        """The entry called `name`, or None."""
+
+    @abstractmethod
+    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+        """Entries after position `cookie` (0: from the start) as (own cookie, name, node or inode number).
+
+        Cookies are positive, stable and ascending, so a listing may resume anywhere. An inode number stands for a
+        file whose attributes the lister need not know, as for a million pages.
+        """
+
+    def subdirectories(self) -> int:
+        """Number of subdirectories, for st_nlink."""
+        return 0
