@@ -102,9 +102,7 @@ class CodecUnavailableError(CodecError):
     errno = errno.ENOTSUP
 
     def __init__(self, codec: str, package: str) -> None:
-        super().__init__(
-            codec, f"no library for {codec} pages is installed", hint=f"pip install {package}"
-        )
+        super().__init__(codec, f"no library for {codec} pages is installed", hint=f"pip install {package}")
         self.package = package
 
 

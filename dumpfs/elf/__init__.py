@@ -1,0 +1,1 @@
+"""ELF core files: records, and the plan of a core to present or to write."""

@@ -1,0 +1,1 @@
+"""The dead kernel's own structures, found and read through physical memory."""
