@@ -173,7 +173,7 @@ class Bitmap:
                 bits = self._load(number)
             size = min(CHUNK_PFNS, stop - base)
             position = pfn - base
-            if start < 0 and not bits or start >= 0 and bits == _FULL:
+            if (start < 0 and not bits) or (start >= 0 and bits == _FULL):
                 pfn = base + size
                 continue
             while position < size:

@@ -52,9 +52,7 @@ class FormatError(DumpfsError):
 
     exit_code = 3
 
-    def __init__(
-        self, source: str, problem: str, *, offset: int | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, source: str, problem: str, *, offset: int | None = None, hint: str | None = None) -> None:
         where = "" if offset is None else f" at offset {offset:#x}"
         super().__init__(f"{source}: {problem}{where}", hint=hint)
         self.source = source

@@ -109,9 +109,7 @@ class Vmcoreinfo:
     def build_id(self) -> str:
         """BUILD-ID in lower-case hex when it looks like one (some stable kernels print garbage), or ''."""
         text = self._values.get("BUILD-ID", "").lower()
-        good = (
-            len(text) >= 16 and len(text) % 2 == 0 and not text.strip("0123456789abcdef") and text.strip("0")
-        )
+        good = len(text) >= 16 and len(text) % 2 == 0 and not text.strip("0123456789abcdef") and text.strip("0")
         return text if good else ""
 
     @property

@@ -38,9 +38,7 @@ class PhysMemory:
         cache: decoded blocks, shared by every view of the same image.
     """
 
-    def __init__(
-        self, image: DumpImage, page_size: int, policy: HolePolicy, cache: PageCache | None = None
-    ) -> None:
+    def __init__(self, image: DumpImage, page_size: int, policy: HolePolicy, cache: PageCache | None = None) -> None:
         meta = image.meta
         if page_size > meta.block_size or meta.block_size % page_size:
             page_size = meta.block_size
