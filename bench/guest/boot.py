@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import IO
 
 MEMORY = 1280  # MiB; the crashed system has this less the next, which the capture kernel lives in
 CRASHKERNEL = 192  # MiB
 # Twenty times what an idle machine takes, since emulation on a busy one is slow.
-TIMEOUT = 1800  # seconds, for each step
+TIMEOUT = 600  # seconds, for each step
 
 COMMAND = [
     "qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot",
@@ -25,17 +26,18 @@ COMMAND = [
     # The size of the file is cut afterwards to what the capture kernel says.
     "-drive", "file=guest.vmcore,if=virtio,format=raw,cache=unsafe",
     "-kernel", "root/boot/vmlinuz", "-initrd", "root/boot/initrd",
-    "-append", f"console=ttyS0 crashkernel={CRASHKERNEL}M panic=-1",
+    # Few kernel messages on the console, so that none falls into a line of init; the log buffer has them all.
+    "-append", f"console=ttyS0 loglevel=4 crashkernel={CRASHKERNEL}M panic=-1",
     "-qmp", "stdio", "-serial", "chardev:serial",
 ]  # fmt: skip
 
 
 class Console:
-    """The guest's serial console: one socket, everything read also goes to serial.log."""
+    """The guest's serial console: one socket, everything read also goes to the log."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, log: IO[bytes]) -> None:
         self._sock = sock
-        self._log = open("serial.log", "wb")
+        self._log = log
         self._seen = b""
 
     def wait_line(self, start: bytes) -> bytes:
@@ -81,27 +83,14 @@ def qmp(qemu: "subprocess.Popen[str]", command: str, **arguments: object) -> Non
 
 def open_pipes(qemu: "subprocess.Popen[str]") -> tuple[IO[str], IO[str]]:
     """stdin and stdout of QEMU, which Popen types as optional."""
-    assert qemu.stdin and qemu.stdout
+    assert qemu.stdin
+    assert qemu.stdout
     return qemu.stdin, qemu.stdout
 
 
-def main() -> None:
-    """Take both dumps."""
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"bench/guest: {time.monotonic() - started:4.0f} s: {text}", file=sys.stderr)
-
-    with open("guest.vmcore", "wb") as target:
-        target.truncate((MEMORY + 64) << 20)
-    host, guest = socket.socketpair()
-    command = [*COMMAND, "-chardev", f"socket,id=serial,fd={guest.fileno()}"]
-    qemu = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[guest.fileno()]
-    )
-    guest.close()
+def take_dumps(qemu: "subprocess.Popen[str]", console: Console, say: Callable[[str], None]) -> int:
+    """Dump the guest from outside, then from inside; returns the size of its /proc/vmcore in bytes. Ends QEMU."""
     try:
-        console = Console(host)
         qmp(qemu, "qmp_capabilities")
         say("booting and filling the guest")
         console.wait_line(b"@@ READY")
@@ -112,8 +101,28 @@ def main() -> None:
         size = int(console.wait_line(b"@@ SAVED"))
         qemu.wait(TIMEOUT)
         say(f"saved {size} bytes")
+        return size
     finally:
         qemu.kill()
+
+
+def main() -> None:
+    """Start QEMU, take both dumps, cut the second to its size."""
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"bench/guest: {time.monotonic() - started:4.0f} s: {text}", file=sys.stderr)
+
+    with open("guest.vmcore", "wb") as target:
+        target.truncate((MEMORY + 64) << 20)  # RAM, the kernel image a second time, and headers
+    host, guest = socket.socketpair()
+    command = [*COMMAND, "-chardev", f"socket,id=serial,fd={guest.fileno()}"]
+    qemu = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[guest.fileno()]
+    )
+    guest.close()
+    with open("serial.log", "wb") as log:
+        size = take_dumps(qemu, Console(host, log), say)
     os.truncate("guest.vmcore", size)
 
 

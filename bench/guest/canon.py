@@ -38,7 +38,7 @@ def direct_map_base(phdrs: list[list[int]]) -> int:
 
 def main(source: str, vmcore: str, target: str) -> None:
     """Write `target`."""
-    with open(vmcore, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+    with open(vmcore, "rb") as crashed, mmap.mmap(crashed.fileno(), 0, access=mmap.ACCESS_READ) as image:
         base = direct_map_base(read_headers(image)[1])
     shutil.copyfile(source, target)
     with open(target, "r+b") as file, mmap.mmap(file.fileno(), 0) as image:
@@ -49,7 +49,7 @@ def main(source: str, vmcore: str, target: str) -> None:
         for phdr in phdrs:
             if phdr[0] == PT_LOAD:
                 phdr[3] = base + phdr[4]
-        # e_phoff and e_ehsize (QEMU 7.2 writes a wrong one); no section headers: e_shoff, e_shentsize, e_shnum, e_shstrndx.
+        # e_phoff; e_shoff; e_ehsize, which QEMU 7.2 writes wrong; e_shentsize, e_shnum and e_shstrndx.
         ehdr[4], ehdr[5], ehdr[7], ehdr[10:] = EHDR_SIZE, 0, EHDR_SIZE, [0, 0, 0]
         EHDR.pack_into(image, EI_NIDENT, *ehdr)
         for number, phdr in enumerate(phdrs):

@@ -8,7 +8,7 @@ import struct
 import sys
 import zlib
 
-import kdumpfile  # Debian's python3-libkdumpfile
+import kdumpfile  # type: ignore[import-not-found]  # Debian's python3-libkdumpfile
 
 PAGE = 4096
 RUN = 64  # pages read at once
@@ -28,7 +28,7 @@ def read_segments(path: str) -> list[tuple[int, int, int]]:
     for i in range(phnum):
         kind, _, offset, vaddr, paddr, _, memsz, _ = struct.unpack_from("<IIQQQQQQ", head, phoff + i * 56)
         if kind == PT_LOAD and vaddr < START_KERNEL_MAP:
-            # A first and a last page may be partial (the BIOS takes 1 KiB below 640 KiB): leave those out.
+            # A range of RAM need not begin and end at a page boundary: leave partial pages out.
             first, stop = -(-paddr // PAGE), (paddr + memsz) // PAGE
             segments.append((offset + first * PAGE - paddr, first, stop - first))
     return segments

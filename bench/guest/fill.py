@@ -16,7 +16,7 @@ import zlib
 SYS_KEXEC_FILE_LOAD = 320  # x86-64 system call number
 KEXEC_FILE_ON_CRASH = 2
 # irqpoll and reset_devices are for devices that the panicked kernel left running.
-CAPTURE_CMDLINE = b"console=ttyS0 nr_cpus=1 irqpoll reset_devices panic=-1\0"
+CAPTURE_CMDLINE = b"console=ttyS0 loglevel=4 nr_cpus=1 irqpoll reset_devices panic=-1\0"
 
 RECORDS = 60_000
 INCOMPRESSIBLE = 8 << 20  # bytes, as of keys, media and compressed files
