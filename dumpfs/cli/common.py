@@ -1,0 +1,111 @@
+"""What every command shares: the parser, messages, output, and the arguments that name a dump.
+
+Loads neither pyfuse3 nor a codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from dumpfs.errors import DumpfsError, UsageError
+
+if TYPE_CHECKING:
+    from dumpfs.vfs.context import Dump, OpenOptions
+
+PROG = "dumpfs"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UsageError`s: one line, a hint, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and exiting."""
+        prefix = f"{PROG} "
+        verb = self.prog.removeprefix(prefix)
+        where = f"{verb}: " if self.prog.startswith(prefix) else ""
+        raise UsageError(f"{where}{message}", hint=f"{self.prog} --help")
+
+
+def warn(message: str, hint: str | None = None, *, prog: str = PROG) -> None:
+    """Print a one-line message, and a hint, on stderr; a stderr that is closed is no reason to fail."""
+    lines = [f"{prog}: {one_line(message)}"]
+    if hint:
+        lines.append(f"hint: {one_line(hint)}")
+    try:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, which a hostile dump or path may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def print_error(exc: DumpfsError, *, prog: str = PROG) -> None:
+    """Print an expected failure on stderr: `dumpfs: message`, and `hint: ...` where there is one."""
+    warn(exc.message, exc.hint, prog=prog)
+
+
+def write_stdout(data: bytes | memoryview) -> None:
+    """Write bytes to standard output, past the text layer.
+
+    Raises:
+        OSError: it cannot be written; `main` turns that into a message (BrokenPipeError ends quietly).
+    """
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+def silence_stdout() -> None:
+    """Point stdout at /dev/null, so that the interpreter's last flush after a broken pipe says nothing."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        return
+
+
+def add_dump_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:
+    """Add `DUMP...` (or one `DUMP`) and `-o` for the options that say how to read it."""
+    parser.add_argument(
+        "-o",
+        dest="options",
+        metavar="OPTION[,OPTION...]",
+        action="append",
+        default=[],
+        help="how to read the dump (see dumpfs(1), mount options); may be repeated",
+    )
+    parser.add_argument(
+        "dump",
+        metavar="DUMP",
+        nargs="+" if several else 1,
+        help="dump file; every part of a split set; or a folder that holds one dump",
+    )
+
+
+def open_options(args: argparse.Namespace) -> OpenOptions:
+    """The `OpenOptions` of `-o`.
+
+    Raises:
+        UsageError: an option is unknown, malformed, or concerns mounting only.
+    """
+    from dumpfs.fuse.options import parse_open_options
+
+    return parse_open_options(args.options)
+
+
+def open_dump(args: argparse.Namespace) -> Dump:
+    """The dump that `add_dump_arguments`'s arguments name; the caller closes it.
+
+    Raises:
+        DumpfsError: it cannot be opened, or the options are wrong.
+    """
+    from dumpfs.vfs.context import Dump
+
+    options = open_options(args)
+    return Dump.open(args.dump, options)

@@ -1,0 +1,130 @@
+"""The `dumpfs` command: picks a verb, runs it, and turns failures into one line and an exit code.
+
+A verb is one module and one line in `VERBS`. The module has `add_arguments(parser)` and `run(args) -> int`, and may
+have `DESCRIPTION` and `EPILOG` texts for `--help`. It is imported when picked, so `dumpfs --help` loads neither
+pyfuse3 nor a codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NamedTuple
+
+from dumpfs import __version__
+from dumpfs.cli.common import PROG, Parser, print_error, silence_stdout, warn
+from dumpfs.errors import DumpfsError, UsageError
+
+
+class Verb(NamedTuple):
+    """One line of the table of commands."""
+
+    module: str
+    help: str
+
+
+VERBS: dict[str, Verb] = {
+    "mount": Verb("dumpfs.cli.mount", "mount a dump as files"),
+    "umount": Verb("dumpfs.cli.umount", "unmount it, or clear what a killed mount left behind"),
+    "info": Verb("dumpfs.cli.info", "tell what a dump is and what its kernel died of"),
+    "cat": Verb("dumpfs.cli.cat", "print one file of the tree, without a mount"),
+    "dmesg": Verb("dumpfs.cli.dmesg", "print the dead kernel's log"),
+    "check": Verb("dumpfs.cli.check", "read every page and count the bad ones"),
+}
+
+_EPILOG = """\
+examples:
+  dumpfs mount /var/crash/202406011200 /mnt
+  gdb vmlinux /mnt/vmcore
+  dumpfs umount /mnt
+  dumpfs dmesg dump.kdump | tail
+
+"dumpfs VERB --help" tells more about one verb; so do dumpfs(1) and, about the files, dumpfs(5).
+"""
+
+
+def top_parser() -> argparse.ArgumentParser:
+    """The parser of everything before the verb."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    parser = Parser(
+        prog=PROG,
+        usage=f"{PROG} [--help] [--version] VERB ...",
+        description=f"Mount a crashed Linux kernel's dump (kdump or ELF) as files.\n\nverbs:\n{verbs}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_verb(name: str) -> ModuleType:
+    """Import the module of a verb.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    verb = VERBS.get(name)
+    if verb is None:
+        raise UsageError(f"no verb {name!r}", hint=f"one of {', '.join(VERBS)}; see {PROG} --help")
+    return import_module(verb.module)
+
+
+def verb_parser(name: str) -> argparse.ArgumentParser:
+    """The complete parser of one verb, also for the tests that compare it with the man pages.
+
+    Raises:
+        UsageError: there is no such verb.
+    """
+    module = load_verb(name)
+    summary = VERBS[name].help
+    parser = Parser(
+        prog=f"{PROG} {name}",
+        description=getattr(module, "DESCRIPTION", summary[0].upper() + summary[1:] + "."),
+        epilog=getattr(module, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code; failures are exceptions."""
+    rest = top_parser().parse_args(argv).rest
+    if not rest:
+        raise UsageError("no verb given", hint=f"one of {', '.join(VERBS)}; see {PROG} --help")
+    name = rest[0]
+    args = verb_parser(name).parse_args(rest[1:])
+    code = load_verb(name).run(args)
+    sys.stdout.flush()
+    return int(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script: run, report, and return the exit code."""
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except DumpfsError as exc:
+        print_error(exc)
+        return exc.exit_code
+    except BrokenPipeError:
+        # What a C program that dies of SIGPIPE looks like to its shell.
+        silence_stdout()
+        return 128 + signal.SIGPIPE
+    except OSError as exc:
+        silence_stdout()
+        where = f"{exc.filename}: " if exc.filename is not None else ""
+        warn(f"{where}{exc.strerror or exc}")
+        return DumpfsError.exit_code
+    except KeyboardInterrupt:
+        silence_stdout()
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
