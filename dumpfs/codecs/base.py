@@ -6,25 +6,29 @@ a gigabyte of memory. Codecs are safe to use from any thread (a library context 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar
 
+from dumpfs.errors import CodecError
 from dumpfs.structs import Buffer
 
 
-class Codec(Protocol):
-    """Compresses and decompresses whole pages."""
+class Codec(ABC):
+    """Compresses and decompresses whole pages, with one library."""
 
-    @property
-    def name(self) -> str:
-        """Lower case: zlib, lzo, snappy, zstd."""
+    name: ClassVar[str]
+    """Lower case: zlib, lzo, snappy, zstd."""
+    flag: ClassVar[int]
+    """The bit in a page descriptor: zlib 0x1, lzo 0x2, snappy 0x4, zstd 0x20."""
+    library: ClassVar[str]
+    """The PyPI package that does the work, or 'standard library'."""
 
-    @property
-    def flag(self) -> int:
-        """The bit in a page descriptor: zlib 0x1, lzo 0x2, snappy 0x4, zstd 0x20."""
-
-    def decode(self, blobs: Sequence[Buffer], page_size: int) -> list[bytes]:
+    @abstractmethod
+    def decode(self, blobs: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
         """The pages that `blobs` hold, each of exactly `page_size` bytes.
+
+        A blob is at most a page long; callers check that first, since it bounds what a library may expand.
 
         Raises:
             CodecError: a blob does not decode to exactly one page; none of the batch is returned.
@@ -36,6 +40,15 @@ class Codec(Protocol):
         Raises:
             CodecError: as `decode`.
         """
+        return bytes(self.decode((blob,), page_size)[0])
 
+    @abstractmethod
     def encode(self, pages: Sequence[Buffer]) -> list[bytes]:
         """Each page compressed, at the level makedumpfile uses (the fastest)."""
+
+    def _checked(self, pages: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
+        """`pages`, all of the right length."""
+        for length in set(map(len, pages)):
+            if length != page_size:
+                raise CodecError(self.name, f"expands to {length} bytes instead of {page_size}")
+        return pages
