@@ -13,7 +13,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 
-from dumpfs.ranges import render_bits
 from dumpfs.units import Pfn
 
 CHUNK_SHIFT = 12
@@ -41,20 +40,13 @@ class Bitmap:
     Args:
         read: where the bytes come from.
         stop: one past the highest pfn; bits at or above it are ignored.
-        limit: keep only the first `limit` members (an incomplete dump holds a prefix of its pages); None: all.
     """
 
-    def __init__(self, read: BitReader, stop: Pfn, limit: int | None = None) -> None:
+    def __init__(self, read: BitReader, stop: Pfn) -> None:
         self._read = read
         self._stop = stop
         self._chunks: dict[int, int] = {}
         self._ranks: array[int] | None = None
-        self._limit_pfn = stop
-        if limit is not None:
-            self._limit_pfn = self._select(limit)
-            self._stop = stop
-            self._chunks = {}
-            self._ranks = None
 
     @classmethod
     def from_bytes(cls, data: bytes, stop: Pfn | None = None) -> Bitmap:
@@ -69,7 +61,7 @@ class Bitmap:
     def _load(self, number: int) -> int:
         data = self._read(number * CHUNK_BYTES, CHUNK_BYTES)
         bits = int.from_bytes(data, "little")
-        valid = self._limit_pfn - (number << CHUNK_SHIFT)
+        valid = self._stop - (number << CHUNK_SHIFT)
         if valid < CHUNK_PFNS:
             bits &= _MASKS[max(valid, 0)]
         if len(self._chunks) >= _MAX_CACHED_CHUNKS:
@@ -78,7 +70,7 @@ class Bitmap:
         return bits
 
     def __contains__(self, pfn: object) -> bool:
-        if not isinstance(pfn, int) or not 0 <= pfn < self._limit_pfn:
+        if not isinstance(pfn, int) or not 0 <= pfn < self._stop:
             return False
         number = pfn >> CHUNK_SHIFT
         bits = self._chunks.get(number)
@@ -88,7 +80,7 @@ class Bitmap:
 
     def find(self, pfn: Pfn) -> int:
         """Rank of `pfn` if it is a member, else -1: one look where `in` and `rank` would take two."""
-        if not 0 <= pfn < self._limit_pfn:
+        if not 0 <= pfn < self._stop:
             return -1
         number = pfn >> CHUNK_SHIFT
         bits = self._chunks.get(number)
@@ -109,7 +101,7 @@ class Bitmap:
         `pfn` need not be a member. Values at or above the end give the total.
         """
         ranks = self._ranks or self._build_ranks()
-        if pfn >= self._limit_pfn:
+        if pfn >= self._stop:
             return ranks[-1]
         if pfn <= 0:
             return 0
@@ -122,15 +114,15 @@ class Bitmap:
     def _build_ranks(self) -> array[int]:
         ranks = array("Q")
         total = 0
-        for offset in range(0, (self._limit_pfn + 7) // 8, _SCAN_BYTES):
+        for offset in range(0, (self._stop + 7) // 8, _SCAN_BYTES):
             data = self._read(offset, _SCAN_BYTES)
-            beyond = self._limit_pfn - 8 * offset
+            beyond = self._stop - 8 * offset
             if len(data) * 8 > beyond:  # drop the bits at and above the end
                 kept = int.from_bytes(data, "little") & (1 << beyond) - 1
                 data = kept.to_bytes((beyond + 7) // 8, "little")
             for position in range(0, _SCAN_BYTES, CHUNK_BYTES):
                 piece = data[position : position + CHUNK_BYTES]
-                if not piece and offset * 8 + position * 8 >= self._limit_pfn:
+                if not piece and offset * 8 + position * 8 >= self._stop:
                     break
                 ranks.append(total)
                 total += int.from_bytes(piece, "little").bit_count()
@@ -138,9 +130,9 @@ class Bitmap:
         self._ranks = ranks
         return ranks
 
-    def _select(self, index: int) -> Pfn:
-        """One past the member number `index - 1`: the pfn below which exactly `index` members lie."""
-        ranks = self._build_ranks()
+    def select(self, index: int) -> Pfn:
+        """The member with `index` members below it, or `stop` when there are no more than `index`."""
+        ranks = self._ranks or self._build_ranks()
         if index >= ranks[-1]:
             return self._stop
         low, high = 0, len(ranks) - 1
@@ -162,7 +154,7 @@ class Bitmap:
 
     def runs(self, first: Pfn = 0, stop: Pfn | None = None) -> Iterator[tuple[Pfn, Pfn]]:
         """Maximal runs of members within `[first, stop)`."""
-        stop = self._limit_pfn if stop is None else min(stop, self._limit_pfn)
+        stop = self._stop if stop is None else min(stop, self._stop)
         pfn = max(first, 0)
         start = -1  # first pfn of the run being gathered
         while pfn < stop:
@@ -202,7 +194,9 @@ class Bitmap:
     def read_bits(self, offset: int, size: int) -> bytes:
         """See `PfnSet.read_bits`."""
         size = max(min(size, (self._stop + 7) // 8 - offset), 0)
-        if (offset + size) * 8 > self._limit_pfn:
-            return render_bits(self, offset, size)
         data = self._read(offset, size)
-        return data + bytes(size - len(data))
+        data += bytes(size - len(data))
+        spare = (offset + size) * 8 - self._stop
+        if spare > 0:  # bits above the end, in the last byte
+            data = data[:-1] + bytes((data[-1] & 0xFF >> spare,))
+        return data

@@ -188,3 +188,39 @@ class ScaledSet:
         """See `PfnSet.read_bits`."""
         size = max(min(size, (self.stop + 7) // 8 - offset), 0)
         return render_bits(self, offset, size)
+
+
+class MaskedSet:
+    """The members of a set that lie in some windows: what an incomplete dump, or one part of a set, really holds."""
+
+    __slots__ = ("_base", "_windows")
+
+    def __init__(self, base: PfnSet, windows: RangeSet) -> None:
+        self._base, self._windows = base, windows
+
+    @property
+    def stop(self) -> Pfn:
+        """The whole set's end."""
+        return self._base.stop
+
+    def __contains__(self, pfn: object) -> bool:
+        return pfn in self._windows and pfn in self._base
+
+    def count(self) -> int:
+        """Number of members within the windows."""
+        return sum(self._base.rank(stop) - self._base.rank(first) for first, stop in self._windows)
+
+    def rank(self, pfn: Pfn) -> int:
+        """Number of members below `pfn`."""
+        rank = self._base.rank
+        return sum(rank(stop) - rank(first) for first, stop in self._windows.runs(0, pfn))
+
+    def runs(self, first: Pfn = 0, stop: Pfn | None = None) -> Iterator[tuple[Pfn, Pfn]]:
+        """Runs of members within `[first, stop)`; runs end where a window does."""
+        for low, high in self._windows.runs(first, self.stop if stop is None else stop):
+            yield from self._base.runs(low, high)
+
+    def read_bits(self, offset: int, size: int) -> bytes:
+        """See `PfnSet.read_bits`."""
+        size = max(min(size, (self.stop + 7) // 8 - offset), 0)
+        return render_bits(self, offset, size)

@@ -48,9 +48,13 @@ class StandardZlib(Codec):
 
     def decode(self, blobs: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
         """See `Codec.decode`."""
+        pages = []
         try:
-            # A fresh object per page: zlib.decompress has no bound on its output.
-            pages = [zlib.decompressobj().decompress(blob, page_size + 1) for blob in blobs]
+            for blob in blobs:
+                stream = zlib.decompressobj()  # zlib.decompress has no bound on its output
+                pages.append(stream.decompress(blob, page_size + 1))
+                if not stream.eof:  # its checksum has not been seen, or it goes on
+                    raise CodecError(self.name, f"does not end within one page of {page_size} bytes")
         except zlib.error as exc:
             raise CodecError(self.name, f"the stored bytes are damaged ({exc})") from exc
         return self._checked(pages, page_size)
