@@ -1,0 +1,308 @@
+"""One opened dump and what is known about it, for every view.
+
+Opening checks headers only. Everything dearer (the kernel's addresses, the page counts, the layout of /vmcore) is
+found out when a view first needs it, once per process. Any thread may use a `Dump`; forked workers inherit what was
+known at the fork and find out the rest by themselves, with the same result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from dumpfs.errors import DumpfsError, PageError, SourceError
+from dumpfs.formats.base import DumpImage
+from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
+from dumpfs.memory.physical import HolePolicy, PhysMemory
+from dumpfs.ranges import PfnSet
+from dumpfs.units import Pfn
+from dumpfs.vmcoreinfo import Vmcoreinfo
+
+if TYPE_CHECKING:
+    from dumpfs.linux.kernel import Kernel
+    from dumpfs.vfs.tree import Tree
+
+PagesMode = Literal["auto", "list", "open"]
+
+_MAX_VMCOREINFO = 1 << 20
+"""Bytes of a VMCOREINFO file; the kernel's own text has 4 KiB."""
+_SCAN_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a dump is to be opened and shown."""
+
+    holes: HolePolicy = HolePolicy.ZERO
+    """What /hmem and /vmcore give for excluded and absent memory."""
+    pages: PagesMode = "auto"
+    """Whether /pages lists its entries, or has them opened by name only; auto: listed up to 2^20 of them."""
+    phys_base: int | None = None
+    """x86-64: physical displacement of the kernel image in bytes, signed, when the dump does not tell."""
+    kaslr: int | None = None
+    """Virtual displacement of the kernel image in bytes, when the dump does not tell."""
+    cache: int = DEFAULT_CACHE_BYTES
+    """Bytes of decoded pages to keep, per process."""
+    format: str | None = None
+    """Take the input for this format instead of looking at it."""
+    vmcoreinfo: str | None = None
+    """Path of a VMCOREINFO text, for dumps without."""
+    vmlinux: str | None = None
+    """Path of the kernel's vmlinux, for dumps without VMCOREINFO."""
+    caller: bool = False
+    """/dmesg shows caller ids (threads and processors)."""
+    device: bool = False
+    """/dmesg shows device information."""
+
+
+class Counters(Protocol):
+    """What /status tells about a mount: numbers and bad pages, over all its worker processes."""
+
+    def values(self) -> Mapping[str, int]:
+        """Counts by name."""
+
+    def bad_runs(self) -> Sequence[tuple[Pfn, Pfn, str]]:
+        """Runs of pages that could not be read: first, one past the last, and why."""
+
+    def workers(self) -> Sequence[int]:
+        """Process ids that answer requests."""
+
+    def bad_page(self, error: PageError) -> bool:
+        """Remember a page that could not be read; True when it was not known yet."""
+
+
+class LocalCounters:
+    """`Counters` of one process, for use without a mount."""
+
+    MAX_RUNS = 1000
+    """Runs of bad pages to remember; more are only counted."""
+
+    def __init__(self) -> None:
+        self._runs: dict[Pfn, str] = {}
+        self._dropped = 0
+
+    def values(self) -> Mapping[str, int]:
+        """See `Counters`."""
+        return {"bad_pages_not_named": self._dropped} if self._dropped else {}
+
+    def bad_runs(self) -> Sequence[tuple[Pfn, Pfn, str]]:
+        """See `Counters`."""
+        runs: list[tuple[Pfn, Pfn, str]] = []
+        for pfn, why in sorted(self._runs.items()):
+            if runs and runs[-1][1] == pfn and runs[-1][2] == why:
+                runs[-1] = (runs[-1][0], pfn + 1, why)
+            else:
+                runs.append((pfn, pfn + 1, why))
+        return runs
+
+    def workers(self) -> Sequence[int]:
+        """See `Counters`."""
+        return (os.getpid(),)
+
+    def bad_page(self, error: PageError) -> bool:
+        """See `Counters`."""
+        if error.pfn in self._runs:
+            return False
+        if len(self._runs) >= self.MAX_RUNS:
+            self._dropped += 1
+            return False
+        self._runs[error.pfn] = error.detail or error.state.name.lower()
+        return True
+
+
+class Dump:
+    """A dump, its options, and what follows from them.
+
+    Args:
+        image: the dump's pages.
+        options: how to show it.
+        paths: absolute names of its files, for people.
+        vmcoreinfo: text that replaces the dump's own.
+    """
+
+    def __init__(
+        self,
+        image: DumpImage,
+        options: OpenOptions | None = None,
+        paths: Iterable[str] = (),
+        vmcoreinfo: bytes | None = None,
+    ) -> None:
+        self.image = image
+        self.options = options if options is not None else OpenOptions()
+        self.paths = tuple(paths)
+        self.cache = PageCache(self.options.cache)
+        self.counters: Counters = LocalCounters()
+        """Replaced by the mount with counters that its workers share."""
+        self.failures: dict[str, str] = {}
+        """Views that turned out not to be buildable, with the reason, as this process met them."""
+        self._vmcoreinfo_override = vmcoreinfo
+        self.kernel_error: DumpfsError | None = None
+        """Why `kernel` is None, once it was asked for."""
+
+    @classmethod
+    def open(cls, paths: Sequence[str], options: OpenOptions | None = None) -> Dump:
+        """Open the dump made of `paths` (several: a split set).
+
+        Only headers are looked at, unless a vmlinux is named: it must be read before anything is mounted over it.
+
+        Raises:
+            DumpfsError: it cannot be opened, or an option names a file that cannot be read.
+        """
+        from dumpfs.formats import open_image
+
+        options = options if options is not None else OpenOptions()
+        override = None if options.vmcoreinfo is None else _read_vmcoreinfo(options.vmcoreinfo)
+        image = open_image(paths, format=options.format)
+        try:
+            dump = cls(image, options, [os.path.abspath(p) for p in paths], override)
+            if options.vmlinux is not None:
+                dump.need_kernel()
+        except BaseException:
+            image.close()
+            raise
+        return dump
+
+    def close(self) -> None:
+        """Close the files of the dump; its nodes fail to read afterwards."""
+        self.image.close()
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The dump as files."""
+        from dumpfs.vfs.tree import Tree
+
+        return Tree(self)
+
+    # -- what the kernel said of itself
+
+    @cached_property
+    def vmcoreinfo_text(self) -> bytes | None:
+        """VMCOREINFO from the option, the dump's header or notes, else where the kernel finder saw it; or None."""
+        text = self.header_vmcoreinfo
+        if text is None and self.kernel is not None and self.kernel.vmcoreinfo is not None:
+            text = self.kernel.vmcoreinfo.raw
+        return text or None
+
+    @cached_property
+    def header_vmcoreinfo(self) -> bytes | None:
+        """VMCOREINFO as far as it is known without looking into memory, cut at its first NUL."""
+        text = self._vmcoreinfo_override
+        if text is None:
+            text = self.image.vmcoreinfo_text()
+        return None if text is None else text.split(b"\0", 1)[0] or None
+
+    @cached_property
+    def kernel(self) -> Kernel | None:
+        """What is known about the dumped kernel, or None when not even its architecture is; see `kernel_error`."""
+        from dumpfs.linux.kernel import find_kernel
+
+        options = self.options
+        try:
+            return find_kernel(
+                self.image,
+                vmcoreinfo=self._vmcoreinfo_override,
+                vmlinux=options.vmlinux,
+                phys_base=options.phys_base,
+                kaslr=options.kaslr,
+            )
+        except DumpfsError as error:
+            self.kernel_error = error
+            return None
+
+    def need_kernel(self) -> Kernel:
+        """`kernel`, or the error why there is none.
+
+        Raises:
+            DumpfsError: as `find_kernel`.
+        """
+        kernel = self.kernel
+        if kernel is None:
+            raise self.kernel_error or DumpfsError("the dumped kernel is unknown")
+        return kernel
+
+    @cached_property
+    def crash_time_ns(self) -> int:
+        """When the machine crashed, in nanoseconds since the epoch.
+
+        As cheap as opening: VMCOREINFO's CRASHTIME, the header's time, else when the file was written.
+        """
+        text = self.header_vmcoreinfo
+        seconds: float | None = None
+        if text is not None:
+            try:
+                seconds = Vmcoreinfo(text).crash_time
+            except DumpfsError:
+                seconds = None  # a malformed line is no reason not to mount
+        seconds = seconds or self.image.meta.timestamp
+        if seconds is not None and 0 < seconds < 1 << 33:
+            return int(seconds * 1_000_000_000)
+        for path in self.paths:
+            try:
+                return os.stat(path).st_mtime_ns
+            except OSError:
+                continue  # gone since; the next part will do
+        return 0
+
+    # -- memory
+
+    @cached_property
+    def page_size(self) -> int:
+        """Bytes of a kernel page; the image's blocks may be larger."""
+        block_size = self.image.meta.block_size
+        text = self.header_vmcoreinfo
+        size = Vmcoreinfo(text).page_size if text is not None else None
+        if size is None and block_size > 4096 and self.kernel is not None:
+            size = self.kernel.page_size
+        return size or block_size
+
+    @cached_property
+    def phys(self) -> PhysMemory:
+        """Physical memory under the hole policy of the options."""
+        return PhysMemory(self.image, self.page_size, self.options.holes, self.cache)
+
+    @cached_property
+    def strict(self) -> PhysMemory:
+        """Physical memory in which a page without content is an error."""
+        return self.phys.with_policy(HolePolicy.ERROR)
+
+    @cached_property
+    def stop_pfn(self) -> Pfn:
+        """One past the last kernel page that is RAM (a bitmap may reach beyond it)."""
+        phys, meta = self.phys, self.image.meta
+        scale = meta.block_size // phys.page_size
+        return (meta.first_paddr >> phys.page_shift) + last_member_stop(self.image.ram) * scale
+
+    @cached_property
+    def memory_size(self) -> int:
+        """Bytes of /hmem: one past the last RAM page's last physical address."""
+        return self.stop_pfn << self.phys.page_shift
+
+
+def last_member_stop(members: PfnSet) -> Pfn:
+    """One past the highest member, 0 when there is none; looks at bits from the end backwards."""
+    end = (members.stop + 7) // 8
+    while end > 0:
+        begin = max(end - _SCAN_BYTES, 0)
+        bits = members.read_bits(begin, end - begin).rstrip(b"\0")
+        if bits:
+            return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
+        end = begin
+    return 0
+
+
+def _read_vmcoreinfo(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_VMCOREINFO + 1)
+    except OSError as error:
+        raise SourceError(path, error.strerror or str(error)) from error
+    if len(text) > _MAX_VMCOREINFO or b"=" not in text or b"\x7fELF" in text[:4]:
+        raise SourceError(
+            path,
+            "is not a VMCOREINFO text (lines of KEY=value)",
+            hint="makedumpfile -g FILE -x vmlinux makes one; for the vmlinux itself use vmlinux=FILE",
+        )
+    return text

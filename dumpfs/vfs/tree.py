@@ -1,0 +1,194 @@
+"""The tree of files that a dump is.
+
+A new view is one file in `dumpfs/vfs/views` and one row in `ROWS`; its module is imported when somebody looks at it.
+The fixed tree has inode numbers of space 0, in the order of `_paths`; a view with members of its own (/pages) has a
+space of its own, in which it makes nodes from the index alone. Any thread may use a tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+
+from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, FileNode, Node, make_ino
+
+if TYPE_CHECKING:
+    from dumpfs.vfs.context import Dump
+
+
+class ViewClass(Protocol):
+    """What the class of a row offers; instances are nodes."""
+
+    ABOUT: ClassVar[str]
+    """What the file is, for /README; sentences, without a line break."""
+
+    def __call__(self, ino: int, dump: Dump) -> Node:
+        """The node; cheap."""
+
+    def missing(self, dump: Dump) -> str | None:
+        """Why this dump cannot offer the view, or None; cheap, for `ls` asks it of every view."""
+
+
+class MemberDir(Protocol):
+    """A directory with an inode space of its own."""
+
+    def member(self, ino: int, index: int) -> Node:
+        """The node with that index in the space; LookupError when there is none."""
+
+
+class Row(NamedTuple):
+    """One view."""
+
+    path: str
+    """Where it is, below the root, with at most one slash."""
+    target: str
+    """Module in `dumpfs.vfs.views` and class: 'hmem:HmemFile'."""
+    space: int = 0
+    """Number of its own inode space, for a directory that makes its members itself."""
+
+
+ROWS: tuple[Row, ...] = (
+    Row("README", "readme:ReadmeFile"),
+    Row("bitmaps/ram", "bitmaps:RamBitmap"),
+    Row("bitmaps/stored", "bitmaps:StoredBitmap"),
+    Row("dmesg", "dmesg:DmesgFile"),
+    Row("hmem", "hmem:HmemFile"),
+    Row("info.json", "info:InfoFile"),
+    Row("memmap", "memmap:MemmapFile"),
+    Row("pages", "pages:PagesDir", space=1),
+    Row("status", "status:StatusFile"),
+    Row("vmcore", "vmcore:VmcoreFile"),
+    Row("vmcoreinfo", "vmcoreinfo:VmcoreinfoFile"),
+)
+
+
+@dataclass(slots=True)
+class FixedDir(DirNode):
+    """The root, or a directory that only groups rows."""
+
+    tree: Tree
+    path: str
+    """'' for the root."""
+
+    def _children(self) -> Iterator[tuple[int, str, Node]]:
+        prefix = f"{self.path}/" if self.path else ""
+        for position, path in enumerate(self.tree.paths[1:], 1):
+            if path.startswith(prefix) and "/" not in path[len(prefix) :]:
+                node = self.tree.at(path)
+                if node is not None:
+                    yield position, path[len(prefix) :], node
+
+    def lookup(self, name: str) -> Node | None:
+        """See `DirNode.lookup`."""
+        if not name or "/" in name:
+            return None
+        return self.tree.at(f"{self.path}/{name}" if self.path else name)
+
+    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+        """See `DirNode.entries`; a cookie is the row's position in the table."""
+        return (entry for entry in self._children() if entry[0] > cookie)
+
+    def subdirectories(self) -> int:
+        """See `DirNode.subdirectories`."""
+        return sum(1 for _, _, node in self._children() if isinstance(node, DirNode))
+
+
+class Tree:
+    """The files of one dump.
+
+    Args:
+        dump: the dump.
+        rows: the table of views.
+    """
+
+    def __init__(self, dump: Dump, rows: tuple[Row, ...] = ROWS) -> None:
+        self.dump = dump
+        self._rows = {row.path: row for row in rows}
+        self._spaces = {row.space: row.path for row in rows if row.space}
+        groups = dict.fromkeys(row.path.rpartition("/")[0] for row in rows)
+        self.paths = ("", *sorted({*self._rows, *groups} - {""}))
+        """Every path of the fixed tree, offered or not; the position in it is the inode index less one."""
+        self._inos = {path: make_ino(0, ROOT_INO + i) for i, path in enumerate(self.paths)}
+        self._nodes: dict[str, Node | None] = {}
+        self._reasons: dict[str, str] = {}
+        self.root = FixedDir(ROOT_INO, self, "")
+        self._nodes[""] = self.root
+
+    @property
+    def times_ns(self) -> int:
+        """Time stamp of every file, nanoseconds since the epoch: when the machine crashed."""
+        return self.dump.crash_time_ns
+
+    def at(self, path: str) -> Node | None:
+        """The node at a path of the fixed tree, or None when there is no such path or the dump does not offer it."""
+        try:
+            return self._nodes[path]
+        except KeyError:
+            pass
+        if path not in self._inos:
+            return None
+        node = self._nodes[path] = self._make(path)
+        return node
+
+    def _make(self, path: str) -> Node | None:
+        row = self._rows.get(path)
+        if row is None:
+            return FixedDir(self._inos[path], self, path)
+        view = self.view_class(path)
+        reason = view.missing(self.dump)
+        if reason is not None:
+            self._reasons[path] = reason
+            return None
+        return view(self._inos[path], self.dump)
+
+    def view_class(self, path: str) -> ViewClass:
+        """The class behind a row."""
+        module, _, name = self._rows[path].target.partition(":")
+        view: ViewClass = getattr(import_module(f"dumpfs.vfs.views.{module}"), name)
+        return view
+
+    def views(self) -> Iterator[tuple[str, ViewClass, str | None]]:
+        """Every row in order: path, class, and None if it is offered, else the reason why not."""
+        for path in self._rows:
+            self.at(path)
+            yield path, self.view_class(path), self._reasons.get(path)
+
+    def node(self, ino: int) -> Node:
+        """The node with inode number `ino`.
+
+        Raises:
+            LookupError: no file of this tree has it.
+        """
+        space = ino >> INDEX_BITS
+        if space:
+            return self._member_dir(space).member(ino, ino & (1 << INDEX_BITS) - 1)
+        index = ino - ROOT_INO
+        if 0 <= index < len(self.paths):
+            node = self.at(self.paths[index])
+            if node is not None:
+                return node
+        raise LookupError(f"no inode {ino:#x}")
+
+    def _member_dir(self, space: int) -> MemberDir:
+        node = self.at(self._spaces[space])  # KeyError is a LookupError
+        if node is None:
+            raise LookupError(f"no inode space {space}")
+        return node  # type: ignore[return-value]  # rows with a space name such classes
+
+    def lookup_path(self, path: str) -> Node | None:
+        """The node at a path such as 'pages/74565', or None; a leading slash does not matter."""
+        node: Node | None = self.root
+        for name in path.strip("/").split("/") if path.strip("/") else ():
+            node = node.lookup(name) if isinstance(node, DirNode) else None
+            if node is None:
+                return None
+        return node
+
+    def files(self) -> Iterator[tuple[str, FileNode]]:
+        """The offered files of the fixed tree."""
+        for path in self.paths:
+            node = self.at(path)
+            if isinstance(node, FileNode):
+                yield path, node
