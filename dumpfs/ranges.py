@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import Protocol
 
 from dumpfs.units import Pfn
@@ -118,6 +119,41 @@ class RangeSet:
         """See `PfnSet.read_bits`."""
         size = max(min(size, (self.stop + 7) // 8 - offset), 0)
         return render_bits(self, offset, size)
+
+
+def overlay(firsts: Sequence[int], stops: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """What is seen of half-open intervals laid over one another, a later one hiding the earlier.
+
+    Yields `(first, stop, index)` pieces in ascending order, disjoint, with the index of the interval that shows;
+    at most twice as many as there are intervals, which must not be empty. Costs n log n whatever they are.
+    """
+    order = sorted(range(len(firsts)), key=firsts.__getitem__)
+    active: list[tuple[int, int]] = []  # heap of (-index, stop) of the intervals begun; ended ones leave lazily
+    begun = 0
+    position = 0
+    held = (0, 0, -1)  # the last piece, kept back while it may still grow
+    while begun < len(order) or active:
+        if not active:
+            position = firsts[order[begun]]
+        while begun < len(order) and firsts[order[begun]] <= position:
+            heappush(active, (-order[begun], stops[order[begun]]))
+            begun += 1
+        while active and active[0][1] <= position:
+            heappop(active)
+        if not active:
+            continue
+        index, stop = -active[0][0], active[0][1]
+        if begun < len(order):
+            stop = min(stop, firsts[order[begun]])
+        if held[2] == index and held[1] == position:
+            held = (held[0], stop, index)
+        else:
+            if held[2] >= 0:
+                yield held
+            held = (position, stop, index)
+        position = stop
+    if held[2] >= 0:
+        yield held
 
 
 def render_bits(members: PfnSet, offset: int, size: int) -> bytes:

@@ -7,7 +7,7 @@ builds. Nothing in dumpfs counts offsets by hand.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -81,6 +81,14 @@ class Layout:
     def parse_ints(self, abi: Abi, data: Buffer, offset: int = 0) -> dict[str, int]:
         """Like `parse`, for the integer fields only."""
         return {k: v for k, v in self.parse(abi, data, offset).items() if isinstance(v, int)}
+
+    def iter_rows(self, abi: Abi, table: Buffer) -> Iterator[tuple[int, ...]]:
+        """The records of a table without padding between them, each a tuple in field order; for bulk tables.
+
+        Raises:
+            struct.error: `table` is not a whole number of records.
+        """
+        return _compile(self, abi).struct.iter_unpack(table)
 
     def build(self, abi: Abi, values: Mapping[str, int | bytes]) -> bytes:
         """The record's bytes; fields not in `values` are zero."""

@@ -131,11 +131,17 @@ def phdr_layout(abi: Abi) -> Layout:
 
 
 def parse_phdrs(abi: Abi, table: Buffer, count: int) -> Iterator[Phdr]:
-    """`count` program headers from the start of `table`, which holds all of them."""
+    """`count` program headers from the start of `table`, which holds all of them.
+
+    A vmcore may have a hundred thousand (PN_XNUM), hence one pass over rows instead of a look-up by name for each.
+    """
     layout = phdr_layout(abi)
-    size = layout.size(abi)
-    for i in range(count):
-        yield Phdr(**layout.parse_ints(abi, table, i * size))
+    rows = layout.iter_rows(abi, memoryview(table)[: count * layout.size(abi)])
+    if abi.long_size == 8:
+        for kind, flags, offset, vaddr, paddr, filesz, memsz, align in rows:
+            yield Phdr(kind, offset, vaddr, paddr, filesz, memsz, flags, align)
+    else:
+        yield from map(Phdr._make, rows)
 
 
 def build_phdr(abi: Abi, phdr: Phdr) -> bytes:
