@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 
 import cramjam
 import lzo
@@ -104,6 +105,7 @@ def store(codec: str, data: bytes) -> tuple[int, bytes]:
     return (flag, blob) if len(blob) < len(data) else (0, data)
 
 
+@cache
 def bombs() -> dict[str, tuple[int, bytes]]:
     """Small blobs that claim to be, or would expand to, far more than a page: name to (flags, blob)."""
     stream = zstandard.ZstdCompressor(level=3, write_content_size=False).compressobj()

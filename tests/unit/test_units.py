@@ -1,0 +1,54 @@
+"""Sizes as text, and the numbers of the page states."""
+
+from __future__ import annotations
+
+import pytest
+
+from dumpfs.units import READABLE, PageState, parse_size, render_size
+from tests.build.model import Kind
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("17", 17),
+        ("1k", 1024),
+        ("64K", 65536),
+        ("3M", 3 << 20),
+        ("2 GiB", 2 << 30),
+        ("1TB", 1 << 40),
+        (" 5m ", 5 << 20),
+    ],
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "K", "-1", "1.5M", "1X", "0x10", "1 2"])
+def test_other_text_is_no_size(text):
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536 << 20, "1.5 GiB"),
+        (1 << 40, "1.0 TiB"),
+        (5000 << 40, "5000.0 TiB"),
+    ],
+)
+def test_sizes_are_shown(size, text):
+    assert render_size(size) == text
+
+
+def test_states_keep_their_numbers():
+    assert {s.name: int(s) for s in PageState} == {k.name: int(k) for k in Kind}
+
+
+def test_only_stored_and_partial_pages_have_content():
+    assert {PageState.STORED, PageState.PARTIAL} == READABLE
