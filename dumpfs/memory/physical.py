@@ -16,8 +16,8 @@ from dumpfs.units import PageState, Pfn
 
 _FILL = bytes((PageState.EXCLUDED, PageState.ABSENT))
 _GOOD = bytes((PageState.STORED, PageState.PARTIAL))
-_READ_BLOCKS = 2048
-"""Blocks taken from the image at once: 8 MiB of 4 KiB pages bounds the memory of any single read."""
+_READ_BYTES = 8 << 20
+"""Memory taken from the image at once: bounds what any single read decodes before it can fail."""
 
 
 class HolePolicy(Enum):
@@ -130,7 +130,7 @@ class PhysMemory:
             below = min(size, -offset)
             return bytes(below) + self.read(paddr + below, size - below)
         while block <= last:
-            count = min(last - block + 1, _READ_BLOCKS)
+            count = min(last - block + 1, _READ_BYTES // block_size)
             pieces.append(self._read_run(block, count))
             block += count
         if len(pieces) == 1 and not inside and len(pieces[0]) == size:
