@@ -1,5 +1,7 @@
 """`overlay`: what is seen of intervals laid over one another."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +22,7 @@ def test_last_interval_over_a_point_shows(intervals):
 @given(INTERVALS)
 def test_pieces_are_disjoint_ascending_and_maximal(intervals):
     pieces = list(overlay([a for a, _ in intervals], [b for _, b in intervals]))
-    for (_, stop, index), (first, _, after) in zip(pieces, pieces[1:], strict=False):
+    for (_, stop, index), (first, _, after) in pairwise(pieces):
         assert stop <= first
         assert (stop, index) != (first, after)
     assert len(pieces) <= 2 * len(intervals)
