@@ -5,7 +5,9 @@ Sources: the ELF gABI (record layouts, PN_XNUM) and elf(5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from dumpfs.structs import Abi, Buffer, ByteOrder, Layout
@@ -147,6 +149,14 @@ def parse_phdrs(abi: Abi, table: Buffer, count: int) -> Iterator[Phdr]:
 def build_phdr(abi: Abi, phdr: Phdr) -> bytes:
     """The bytes of one program header."""
     return phdr_layout(abi).build(abi, phdr._asdict())
+
+
+def build_phdrs(abi: Abi, phdrs: Iterable[Phdr]) -> bytes:
+    """The bytes of a table of program headers; they may be thousands, so no `Layout.build` for each."""
+    fields = phdr_layout(abi).fields  # naturally aligned without padding in both classes
+    packer = struct.Struct(abi.prefix + "".join({"u32": "I", "u64": "Q"}[kind] for _, kind in fields))
+    values = attrgetter(*(name for name, _ in fields))
+    return b"".join(packer.pack(*values(phdr)) for phdr in phdrs)
 
 
 def build_ident(abi: Abi) -> bytes:
