@@ -1,0 +1,117 @@
+"""The notes of a core that dumpfs lays out: the dump's own, made fit for its readers.
+
+The dump's bytes are kept as they are wherever that serves: makedumpfile copies them, and its output from our core
+shall be what it makes from the original. They change only where
+
+* two processors have the same pr_pid: gdb takes pr_pid for the thread's number and would lose one of them (idle tasks
+  all have pid 0);
+* the file's byte order is not the kernel's (QEMU marks ppc64le dumps big-endian);
+* VMCOREINFO or the erase information is not among the notes, but known.
+
+Sources: Linux include/linux/elfcore.h (struct elf_prstatus), kernel/vmcore_info.c (VMCOREINFO note).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dumpfs.notes import NT_PRSTATUS, Note, build_note, parse_notes
+from dumpfs.structs import ByteOrder
+
+_PID_OFFSET = {4: 24, 8: 32}
+"""Of pr_pid in struct elf_prstatus, by the size of a long."""
+_FIRST_MADE_PID = 1 << 22
+"""PID_MAX_LIMIT: no task can have it or a higher one, so a made-up pid is never taken for a real task's."""
+_PRSTATUS_HEAD64 = "3ih2x2Q4i8Q"
+"""struct elf_prstatus of a 64-bit kernel up to its registers."""
+_TEXT_NOTES = frozenset((b"VMCOREINFO", b"VMCOREINFO_XEN", b"ERASEINFO"))
+
+
+class CoreNotes(NamedTuple):
+    """A PT_NOTE image."""
+
+    data: bytes
+    notices: tuple[str, ...]
+    """What was changed, one sentence each."""
+
+
+def is_prstatus(note: Note) -> bool:
+    """Whether a note holds a processor's registers."""
+    return note.name == b"CORE" and note.type == NT_PRSTATUS
+
+
+def build_core_notes(
+    image: bytes,
+    image_order: ByteOrder,
+    byteorder: ByteOrder,
+    word_size: int,
+    vmcoreinfo: bytes | None,
+    eraseinfo: bytes,
+) -> CoreNotes:
+    """Notes for a core of a kernel with that byte order and word size.
+
+    Args:
+        image: the dump's notes, headers and integers in `image_order`.
+        image_order: byte order of the dump.
+        byteorder: the kernel's, which the core will have.
+        word_size: the kernel's bytes of a long.
+        vmcoreinfo: text to add when there is no such note, or None.
+        eraseinfo: likewise; b'' for none.
+    """
+    notices: list[str] = []
+    notes = list(parse_notes(image, image_order))
+    data, patched = _with_unique_pids(image, notes, image_order, word_size)
+    if patched:
+        notices.append(f"/vmcore: {patched} of the processors' notes have a made-up pr_pid, for theirs were not unique")
+    if image_order != byteorder:
+        data, dropped = _swap(data, image_order, byteorder, word_size)
+        if dropped:
+            notices.append(f"/vmcore: {dropped} notes were left out, for their byte order is not the kernel's")
+    for name, text in ((b"VMCOREINFO", vmcoreinfo), (b"ERASEINFO", eraseinfo)):
+        if text and not any(note.name == name for note in notes):
+            data += bytes(-len(data) & 3) + build_note(name, 0, text, byteorder)
+    return CoreNotes(data, tuple(notices))
+
+
+def _with_unique_pids(image: bytes, notes: Sequence[Note], order: ByteOrder, word_size: int) -> tuple[bytes, int]:
+    """The notes with a pr_pid of its own for every processor, and how many were changed."""
+    offset = _PID_OFFSET[word_size]
+    code = struct.Struct("<i" if order == "little" else ">i")
+    cpus = [note for note in notes if is_prstatus(note) and len(note.desc) >= offset + code.size]
+    pids = [code.unpack_from(note.desc, offset)[0] for note in cpus]
+    if len(set(pids)) == len(pids):
+        return image, 0
+    data = bytearray(image)
+    seen = {0}  # gdb means "the process" by 0; one alone it bears, but we write anyway
+    patched = 0
+    for number, (note, pid) in enumerate(zip(cpus, pids, strict=True)):
+        if pid in seen:
+            code.pack_into(data, note.desc_offset + offset, _FIRST_MADE_PID + number)
+            patched += 1
+        seen.add(pid)
+    return bytes(data), patched
+
+
+def _swap(image: bytes, source: ByteOrder, target: ByteOrder, word_size: int) -> tuple[bytes, int]:
+    """The notes in byte order `target`, and how many of unknown layout were dropped."""
+    out = bytearray()
+    dropped = 0
+    for note in parse_notes(image, source):
+        if is_prstatus(note) and word_size == 8:
+            out += build_note(note.name, note.type, _swap_prstatus64(note.desc, source, target), target)
+        elif note.name in _TEXT_NOTES:
+            out += build_note(note.name, note.type, note.desc, target)
+        else:
+            dropped += 1
+    return bytes(out), dropped
+
+
+def _swap_prstatus64(desc: bytes, source: ByteOrder, target: ByteOrder) -> bytes:
+    """A 64-bit struct elf_prstatus in the other byte order: words of registers, then the 32-bit pr_fpvalid."""
+    words = max(len(desc) - struct.calcsize("=" + _PRSTATUS_HEAD64) - 8, 0) // 8
+    layout = f"{_PRSTATUS_HEAD64}{words}Qi4x"
+    old, new = ("<" if order == "little" else ">" for order in (source, target))
+    size = struct.calcsize(old + layout)
+    return struct.pack(new + layout, *struct.unpack(old + layout, desc[:size].ljust(size, b"\0")))
