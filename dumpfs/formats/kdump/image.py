@@ -14,7 +14,6 @@ from dataclasses import asdict
 from dumpfs.errors import SourceError
 from dumpfs.formats.base import Blob, DumpMeta, PageInfo
 from dumpfs.formats.kdump.header import parse_header
-from dumpfs.formats.kdump.pages import PageTable
 from dumpfs.formats.kdump.parts import Part, check_set, open_bitmap, open_part, written_windows
 from dumpfs.notes import find_note
 from dumpfs.ranges import MaskedSet, PfnSet, RangeSet
@@ -69,16 +68,6 @@ class KdumpImage:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _locate(self, pfn: Pfn) -> tuple[PageTable, int] | None:
-        """Table and descriptor index of a page that is in the 2nd bitmap, or None."""
-        rank = self._bits.find(pfn)
-        if rank < 0:
-            return None
-        part = self._part_of(pfn)
-        if part is None:
-            return None
-        return part.table, rank - part.base
-
     def _part_of(self, pfn: Pfn) -> Part | None:
         if self._whole:
             return self._parts[0]
@@ -106,25 +95,25 @@ class KdumpImage:
     def info(self, pfn: Pfn) -> PageInfo:
         """See `DumpImage.info`."""
         try:
-            found = self._locate(pfn)
-            if found is None:
+            rank = self._bits.find(pfn)
+            part = self._part_of(pfn) if rank >= 0 else None
+            if part is None:
                 state, detail = self._unstored(pfn)
                 return PageInfo(state, "", 0, 0, 0, "", detail)
         except SourceError as exc:
             return PageInfo(PageState.CORRUPT, "", 0, 0, 0, exc.path, exc.message)
-        table, index = found
-        return table.info(index)
+        return part.table.info(rank - part.base)
 
     def read_page(self, pfn: Pfn) -> tuple[bytes, PageState, str]:
         """See `DumpImage.read_page`."""
         try:
-            found = self._locate(pfn)
-            if found is None:
+            rank = self._bits.find(pfn)
+            part = self._part_of(pfn) if rank >= 0 else None
+            if part is None:
                 return b"", *self._unstored(pfn)
         except SourceError as exc:  # the bitmap itself cannot be read
             return b"", PageState.CORRUPT, exc.message
-        table, index = found
-        return table.read_one(index)
+        return part.table.read_one(rank - part.base)
 
     def read_run(self, first: Pfn, count: int) -> tuple[bytes, bytes]:
         """See `DumpImage.read_run`."""

@@ -27,7 +27,8 @@ _NO_DESCRIPTOR = bytes(DESCRIPTOR_BYTES)
 _GROUP_SHIFT = 8
 """Descriptors are cached in groups of 256 (6 KiB): random reads come back to the same groups."""
 _GROUP_MASK = (1 << _GROUP_SHIFT) - 1
-_MAX_CACHED_GROUPS = 1024
+_MAX_CACHED_GROUPS = 2048
+"""12 MB; covers 2 GiB of stored pages."""
 
 _MAX_GAP = 1 << 14
 """Bytes between two blobs that are read along rather than skipped: a read costs as much as these."""
