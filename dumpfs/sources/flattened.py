@@ -58,7 +58,7 @@ class FlattenedSource:
     """The rearranged view of a flattened stream, without making a copy; takes over `inner`.
 
     A stream without its end mark, cut inside a record, or with an impossible record is served as far as it goes:
-    `complete` is False then. Bytes of a cut record that are missing are as if the record had never said them.
+    `complete` is False then, and `incomplete_reason` says why. Bytes of a cut record that are missing are as if the record had never said them.
 
     Raises:
         UnsupportedFeatureError: type or version is not 1.
@@ -70,7 +70,7 @@ class FlattenedSource:
         self.inner = inner
         self.complete = True
         """False when the stream did not end as it should."""
-        self.reason = ""
+        self.incomplete_reason = ""
         """Why `complete` is False, in one clause."""
         self._starts = array("Q")  # per record: its offset in the dump
         self._heads = array("Q")  # per streak: offset in the dump
@@ -154,7 +154,9 @@ class FlattenedSource:
 
     def _stop_early(self, position: int, what: str) -> None:
         self.complete = False
-        self.reason = f"the flattened stream {what}: it ends at {position:#x} after {len(self._starts)} records"
+        self.incomplete_reason = (
+            f"the flattened stream {what}: it ends at {position:#x} after {len(self._starts)} records"
+        )
 
     def _refuse_record(self, offset: int, size: int, position: int) -> None:
         number = len(self._starts)
@@ -162,7 +164,7 @@ class FlattenedSource:
         if not number:
             raise CorruptDumpError(self.inner.name, problem, offset=position)
         self.complete = False
-        self.reason = f"{problem} at {position:#x}; what follows it is not read"
+        self.incomplete_reason = f"{problem} at {position:#x}; what follows it is not read"
 
     def _drop_empty_tail(self) -> None:
         """Forget a last record of which the file has the header only."""

@@ -55,7 +55,7 @@ def test_stream_cut_anywhere_serves_what_it_has_and_says_so(records, data):
             kept.append((offset, piece))
     assert source.read_at(0, source.size) == applied(kept)
     assert not source.complete
-    assert "flattened stream" in source.reason
+    assert "flattened stream" in source.incomplete_reason
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -121,7 +121,7 @@ def test_what_precedes_an_impossible_record_is_served(bad, complaint):
     source = opened(flat_header() + record(0, b"good") + bad)
     assert source.read_at(0, 10) == b"good"
     assert not source.complete
-    assert complaint in source.reason
+    assert complaint in source.incomplete_reason
 
 
 def test_impossible_first_record_is_refused_with_its_place():
