@@ -104,6 +104,8 @@ class CoreTarget:
     """4 for ELFCLASS32; raised to 8 where addresses or sizes do not fit."""
     page_size: int
     """The kernel's, in bytes."""
+    kernel_word_size: int
+    """The kernel's bytes of a long: QEMU writes 32-bit x86 kernels in 64-bit files."""
 
 
 class CorePlan:
@@ -112,16 +114,12 @@ class CorePlan:
     Args:
         headers: its first bytes: headers and notes.
         extents: what follows, in ascending order of offset, disjoint.
-        phdrs: the program headers in `headers`.
         notices: what was odd, one sentence each.
     """
 
-    def __init__(
-        self, headers: bytes, extents: Sequence[Extent], phdrs: Sequence[Phdr], notices: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, headers: bytes, extents: Sequence[Extent], notices: tuple[str, ...] = ()) -> None:
         self.headers = headers
         self.extents = (Extent(0, len(headers), Content.LITERAL, 0), *extents)
-        self.phdrs = tuple(phdrs)
         self.notices = notices
         self.size = max(e.offset + e.size for e in self.extents)
         """Bytes of the file."""
@@ -242,7 +240,7 @@ def plan_core(
         *ram_loads,
     ]
     headers = _build_headers(abi, machine_number(target.machine), phdrs).ljust(notes_offset, b"\0") + notes.data
-    return CorePlan(headers.ljust(_up(len(headers), align), b"\0"), extents, phdrs, tuple(notices))
+    return CorePlan(headers.ljust(_up(len(headers), align), b"\0"), extents, tuple(notices))
 
 
 def _up(value: int, align: int) -> int:
@@ -286,7 +284,7 @@ def _direct(target: CoreTarget, page_offset: int | None, start: int, stop: int) 
     """
     if page_offset is None:
         return start
-    if target.word_size == 4 and page_offset + stop > _LIMIT32:
+    if target.kernel_word_size == 4 and page_offset + stop > _LIMIT32:
         return -1
     return page_offset + start
 

@@ -169,6 +169,12 @@ class Dump:
         """Close the files of the dump; its nodes fail to read afterwards."""
         self.image.close()
 
+    def __enter__(self) -> Dump:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     @cached_property
     def tree(self) -> Tree:
         """The dump as files."""
