@@ -58,13 +58,16 @@ class FlattenedSource:
     """The rearranged view of a flattened stream, without making a copy; takes over `inner`.
 
     A stream without its end mark, cut inside a record, or with an impossible record is served as far as it goes:
-    `complete` is False then, and `incomplete_reason` says why. Bytes of a cut record that are missing are as if the record had never said them.
+    `complete` is False then, and `incomplete_reason` says why. Missing bytes of a cut record are as if it had never
+    announced them.
 
     Raises:
         UnsupportedFeatureError: type or version is not 1.
         TruncatedDumpError: it ends before any record.
         CorruptDumpError: its very first record is impossible, or there is none.
     """
+
+    is_flattened = True
 
     def __init__(self, inner: ByteSource) -> None:
         self.inner = inner
