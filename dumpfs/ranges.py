@@ -115,6 +115,16 @@ class RangeSet:
                 yield a, b
             i += 1
 
+    def gaps(self, stop: int) -> Iterator[tuple[int, int]]:
+        """What of `[0, stop)` is not a member, as maximal half-open ranges."""
+        position = 0
+        for first, end in self.runs(0, stop):
+            if position < first:
+                yield position, first
+            position = end
+        if position < stop:
+            yield position, stop
+
     def read_bits(self, offset: int, size: int) -> bytes:
         """See `PfnSet.read_bits`."""
         size = max(min(size, (self.stop + 7) // 8 - offset), 0)

@@ -106,6 +106,8 @@ class DumpImage(Protocol):
     """Blocks of memory that the machine had."""
     stored: PfnSet
     """Blocks whose content is (said to be) in the file; a subset of `ram`, less what is known to be lost."""
+    lost: PfnSet
+    """Blocks that should be in the file and are known not to be; empty for a complete dump."""
     partial: Mapping[Pfn, tuple[int, int]]
     """Blocks in which RAM begins or ends: the `[first, stop)` bytes inside the block that are RAM."""
     notices: tuple[str, ...]

@@ -57,6 +57,7 @@ class KdumpImage:
         windows, reasons = written_windows(self._parts, self._bits)
         whole = windows == RangeSet([(0, header.max_mapnr)])
         self.stored: PfnSet = self._bits if whole else MaskedSet(self._bits, windows)
+        self.lost: PfnSet = MaskedSet(self._bits, RangeSet(windows.gaps(header.max_mapnr)))
         self.partial: Mapping[Pfn, tuple[int, int]] = {}
         self.meta = self._meta(reasons)
         self.notices = tuple(self._notices)
