@@ -190,6 +190,7 @@ def plan_core(
     page_offset: int | None = None,
     aliases: Sequence[Mapping] = (),
     virtual: Sequence[tuple[int, int]] = (),
+    notices: Sequence[str] = (),
 ) -> CorePlan:
     """Lay out a core.
 
@@ -201,19 +202,20 @@ def plan_core(
             address); None when unknown: p_vaddr is p_paddr then, as QEMU writes it.
         aliases: further mappings of RAM, such as the kernel text; what of them is not RAM is left out.
         virtual: (vaddr, size) of other mapped ranges, to be read through the page tables; whole pages.
+        notices: what the caller has to say, to be kept with the plan.
     """
     align = max(FILE_ALIGN, target.page_size)
     word_size = _word_size(target, ram, align, virtual, len(notes.data))
     abi = elf_abi(word_size, target.byteorder)
-    notices = list(notes.notices)
+    told = [*notices, *notes.notices]
     if ram.filler:
-        notices.append(
+        told.append(
             f"/vmcore: RAM is in too many pieces for program headers; {ram.filler} bytes that are not RAM lie inside"
             " its segments and read as zeros"
         )
     shares = [share for alias in aliases for share in _shares(alias, ram.ranges)]
     if len(shares) < len(aliases):
-        notices.append("/vmcore: the kernel text's physical address is not RAM; it has no segment of its own")
+        told.append("/vmcore: the kernel text's physical address is not RAM; it has no segment of its own")
     count = 1 + len(shares) + len(virtual) + len(ram.ranges)
     table_size = _table_size(abi, count)
     notes_offset = _up(table_size, FILE_ALIGN)
@@ -240,7 +242,7 @@ def plan_core(
         *ram_loads,
     ]
     headers = _build_headers(abi, machine_number(target.machine), phdrs).ljust(notes_offset, b"\0") + notes.data
-    return CorePlan(headers.ljust(_up(len(headers), align), b"\0"), extents, tuple(notices))
+    return CorePlan(headers.ljust(_up(len(headers), align), b"\0"), extents, tuple(told))
 
 
 def _up(value: int, align: int) -> int:

@@ -18,7 +18,7 @@ from dumpfs.formats.base import DumpImage
 from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.ranges import PfnSet
-from dumpfs.units import Pfn
+from dumpfs.units import PageState, Pfn
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class LocalCounters:
         return (os.getpid(),)
 
     def bad_page(self, error: PageError) -> bool:
-        """See `Counters`."""
-        if error.pfn in self._runs:
+        """See `Counters`; pages that were left out on purpose, or are no RAM, are not bad."""
+        if error.pfn in self._runs or error.state in (PageState.EXCLUDED, PageState.ABSENT):
             return False
         if len(self._runs) >= self.MAX_RUNS:
             self._dropped += 1

@@ -38,9 +38,7 @@ def plan_dump_core(dump: Dump) -> CorePlan:
         notices += ("/vmcore: where the kernel text lies is unknown; it has no segment of its own",)
     notes = build_core_notes(image.notes(), meta.byteorder, order, word_size, dump.vmcoreinfo_text, image.eraseinfo())
     target = CoreTarget(machine, order, max(word_size, meta.word_size), dump.phys.page_size, kernel_word_size=word_size)
-    plan = plan_core(target, ram_ranges(image), notes, page_offset, text)
-    plan.notices += notices
-    return plan
+    return plan_core(target, ram_ranges(image), notes, page_offset, text, notices=notices)
 
 
 @dataclass(slots=True)

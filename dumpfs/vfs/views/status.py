@@ -1,0 +1,118 @@
+"""/status: the mount as it is now, for people: what is missing and why, what was odd, what could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import ClassVar
+
+from dumpfs import __version__
+from dumpfs.errors import DumpfsError
+from dumpfs.units import render_size
+from dumpfs.vfs.context import Dump
+from dumpfs.vfs.views.base import DumpFile
+from dumpfs.vfs.views.dmesg import DmesgFile
+from dumpfs.vfs.views.pages import MAX_LISTED, PagesDir
+from dumpfs.vfs.views.vmcore import VmcoreFile
+
+
+@dataclass(slots=True)
+class StatusFile(DumpFile):
+    """Rendered anew whenever a reader begins at its start."""
+
+    ABOUT: ClassVar[str] = (
+        "the mount as it is now: options, files that this dump does not offer and why, what was odd, changes of the"
+        " dump's files, counters, and every page that could not be read."
+    )
+
+    volatile: bool = field(default=True, kw_only=True)
+    snapshot: bytes = field(default=b"", kw_only=True)
+    """What the last reader that began at the start got, so that the rest it asks for fits."""
+
+    def size(self) -> int:
+        """See `FileNode.size`."""
+        return len(render_status(self.dump))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See `FileNode.read`."""
+        if not offset or not self.snapshot:
+            self.snapshot = render_status(self.dump)
+        return self.snapshot[offset : offset + size]
+
+
+def render_status(dump: Dump) -> bytes:
+    """The text of /status."""
+    meta = dump.image.meta
+    state = "complete" if meta.complete else f"incomplete: {meta.incomplete_reason or 'it ended early'}"
+    sections = [
+        ("dump", [f"dumpfs {__version__}", *dump.paths, f"{meta.format} {meta.variant}".rstrip(), state]),
+        ("options", _options(dump)),
+        ("not offered", [f"{path}: {why}" for path, _, why in dump.tree.views() if why is not None]),
+        ("failed", [f"{path}: {why}" for path, why in sorted(dump.failures.items())]),
+        ("notices", _notices(dump)),
+        ("changes of the input", dump.image.changes()),
+        ("counters", _counters(dump)),
+        ("pages that could not be read", _bad_pages(dump)),
+    ]
+    return "\n".join(line for title, lines in sections for line in _section(title, lines)).encode() + b"\n"
+
+
+def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
+    yield f"{title}:"
+    empty = True
+    for line in lines:
+        empty = False
+        yield f"  {line}"
+    if empty:
+        yield "  none"
+
+
+def _options(dump: Dump) -> Iterator[str]:
+    for option in fields(dump.options):
+        value = getattr(dump.options, option.name)
+        if value is None or value is False:
+            continue
+        if isinstance(value, Enum):
+            value = value.value
+        elif option.name in ("phys_base", "kaslr"):
+            value = hex(value)
+        elif option.name == "cache":
+            value = render_size(value)
+        yield option.name if value is True else f"{option.name}={value}"
+
+
+def _notices(dump: Dump) -> Iterator[str]:
+    yield from dump.image.notices
+    if "kernel" in vars(dump):  # found out already; /status itself starts no search
+        if dump.kernel is not None:
+            yield from dump.kernel.problems
+        else:
+            yield f"kernel: {dump.kernel_error}"
+    pages, core, log = (dump.tree.at(path) for path in ("pages", "vmcore", "dmesg"))
+    if isinstance(pages, PagesDir) and not pages.listed:
+        why = "pages=open" if dump.options.pages == "open" else f"more than {MAX_LISTED}"
+        yield f"/pages: its files can be opened by name, but are not listed ({why}; -o pages=list lists them)"
+    if isinstance(core, VmcoreFile) and core.plan is not None:
+        yield from core.plan.notices
+    if isinstance(log, DmesgFile):
+        yield from log.notices
+
+
+def _counters(dump: Dump) -> Iterator[str]:
+    workers = dump.counters.workers()
+    yield f"workers: {' '.join(map(str, workers))}"
+    for name, value in dump.counters.values().items():
+        yield f"{name}: {value}"
+    yield f"cache of this worker: {render_size(dump.cache.used)}"
+
+
+def _bad_pages(dump: Dump) -> Iterator[str]:
+    for first, stop, why in dump.counters.bad_runs():
+        pages = f"{first:#x}" if stop == first + 1 else f"{first:#x}-{stop - 1:#x} ({stop - first} pages)"
+        yield f"pfn {pages}: {why}"
+
+
+def explain(error: DumpfsError) -> str:
+    """An error and its remedy in one line."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
