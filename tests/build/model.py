@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 
 class Kind(IntEnum):
@@ -32,6 +34,14 @@ class Page:
     """Overrides the whole descriptor: (offset, size, flags). For broken pages."""
     extent: tuple[int, int] | None = None
     """PARTIAL: the `[first, stop)` bytes that are RAM."""
+
+    def __repr__(self) -> str:
+        extras = [str(x) for x in (self.stored_form, self.descriptor, self.extent) if x is not None]
+        return " ".join([f"<{self.kind.name}", self.codec, f"{zlib.crc32(self.data):08x}", *extras]) + ">"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints."""
+        printer.text(repr(self))
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,9 @@ class Built:
     """kdump: offset of each page's descriptor."""
     blobs: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Offset and size of each page's stored bytes."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self.data)} bytes, {self.places}>"
 
     def poked(self, offset: int, data: bytes) -> bytes:
         """The file with some bytes replaced."""

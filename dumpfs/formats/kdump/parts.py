@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dumpfs.bitmap import Bitmap
 from dumpfs.errors import CorruptDumpError, SourceError
-from dumpfs.formats.kdump.header import KdumpHeader
+from dumpfs.formats.kdump.header import DESCRIPTOR, KdumpHeader
 from dumpfs.formats.kdump.pages import DESCRIPTOR_BYTES, PageTable
 from dumpfs.ranges import RangeSet
 from dumpfs.sources.base import ByteSource
@@ -20,6 +20,8 @@ from dumpfs.units import PageState, Pfn
 
 _TAIL_DESCRIPTORS = 512
 """Descriptors looked at to tell whether a file was cut short: its last pages lie at its end."""
+_MAX_ZERO_TAIL = 1 << 20
+"""Zero pages that are passed over to find them: 4 GiB of memory, 24 MB of descriptors, 40 ms."""
 _MAX_NAMED_GAPS = 4
 
 
@@ -128,9 +130,10 @@ def _written_until(part: Part, bits: Bitmap) -> tuple[Pfn, str]:
     if size < header.descriptor_offset:
         place = "in its bitmaps" if size > header.bitmap_offset else "before its bitmaps"
         return part.start, f"the file is cut short {place}, at {size} of at least {header.descriptor_offset} bytes"
-    if not flagged and not _looks_cut(table):
+    data_offset = _data_offset(header, bits)
+    if not flagged and not _looks_cut(part, data_offset):
         return part.stop, ""
-    written = _first_missing(table, _data_offset(header, bits))
+    written = _first_missing(table, data_offset)
     why = "flagged incomplete by its writer" if flagged else "the file is cut short"
     if written >= count:
         return part.stop, f"{why}, though every page is there" if flagged else ""
@@ -142,11 +145,25 @@ def _data_offset(header: KdumpHeader, bits: Bitmap) -> int:
     return header.descriptor_offset + DESCRIPTOR_BYTES * bits.count()
 
 
-def _looks_cut(table: PageTable) -> bool:
-    """Whether a part's last pages lie beyond the end of the file."""
+def _looks_cut(part: Part, data_offset: int) -> bool:
+    """Whether a part's last pages lie beyond the end of the file.
+
+    Memory may end with a long row of zero pages, which share one page at the start of the data and say nothing: the
+    last pages before them are looked at.
+    """
+    header, table = part.header, part.table
+    shared = DESCRIPTOR.build(header.abi, {"offset": data_offset, "size": header.block_size})
+    stop = table.count
     try:
-        tail = (table.descriptor(i) for i in range(max(table.count - _TAIL_DESCRIPTORS, 0), table.count))
-        return any(table.check(*d)[0] is PageState.LOST for d in tail)
+        for _ in range(_MAX_ZERO_TAIL // _TAIL_DESCRIPTORS):
+            first = max(stop - _TAIL_DESCRIPTORS, 0)
+            tail = table.source.read_at(
+                header.descriptor_offset + first * DESCRIPTOR_BYTES, (stop - first) * len(shared)
+            )
+            if not first or tail != shared * (stop - first):
+                break
+            stop = first
+        return any(table.check(*table.descriptor(i))[0] is PageState.LOST for i in range(first, stop))
     except SourceError:
         return False  # a bad sector there is each page's own trouble
 
@@ -154,15 +171,20 @@ def _looks_cut(table: PageTable) -> bool:
 def _first_missing(table: PageTable, data_offset: int) -> int:
     """Index of the first page that is not in the file; they are written in order, so a bisection finds it.
 
-    Zero pages share the first page of the data, so one of them says nothing about its neighbours: the next page that
-    has data of its own is asked instead.
+    Zero pages share the first page of the data, so one of them says nothing about its neighbours unless even that is
+    missing: the next page that has data of its own is asked instead. What the bisection finds is therefore a missing
+    page or a zero page not far before it.
     """
+
+    def lost(index: int) -> bool:
+        return table.check(*table.descriptor(index))[0] is PageState.LOST
 
     def missing(index: int) -> bool:
         for i in range(index, min(index + _TAIL_DESCRIPTORS, table.count)):
-            found = table.descriptor(i)
-            if found[0] != data_offset:
-                return table.check(*found)[0] is PageState.LOST
+            if lost(i):
+                return True
+            if table.descriptor(i)[0] != data_offset:
+                return False
         return False
 
     low, high = 0, table.count
@@ -173,6 +195,8 @@ def _first_missing(table: PageTable, data_offset: int) -> int:
                 high = middle
             else:
                 low = middle + 1
+        while low < table.count and not lost(low):
+            low += 1
     except SourceError:
         return table.count  # the table cannot be read everywhere: each page tells for itself
     return low
