@@ -146,7 +146,8 @@ class Dump:
     def open(cls, paths: Sequence[str], options: OpenOptions | None = None) -> Dump:
         """Open the dump made of `paths` (several: a split set).
 
-        Only headers are looked at, unless a vmlinux is named: it must be read before anything is mounted over it.
+        Only headers are looked at, unless a vmlinux or a VMCOREINFO is named: they are read before anything can be
+        mounted over them, and what is wrong with them is to be told at once.
 
         Raises:
             DumpfsError: it cannot be opened, or an option names a file that cannot be read.
@@ -158,7 +159,7 @@ class Dump:
         image = open_image(paths, format=options.format)
         try:
             dump = cls(image, options, [os.path.abspath(p) for p in paths], override)
-            if options.vmlinux is not None:
+            if options.vmlinux is not None or override is not None:
                 dump.need_kernel()
         except BaseException:
             image.close()
@@ -184,13 +185,17 @@ class Dump:
 
     # -- what the kernel said of itself
 
-    @cached_property
+    @property
     def vmcoreinfo_text(self) -> bytes | None:
-        """VMCOREINFO from the option, the dump's header or notes, else where the kernel finder saw it; or None."""
+        """VMCOREINFO as far as it is known without searching memory for it (s390x keeps a pointer to it), or None."""
         text = self.header_vmcoreinfo
-        if text is None and self.kernel is not None and self.kernel.vmcoreinfo is not None:
-            text = self.kernel.vmcoreinfo.raw
-        return text or None
+        return text if text is not None else _text_of(self.kernel)
+
+    @property
+    def deep_vmcoreinfo_text(self) -> bytes | None:
+        """Likewise, but memory is searched for it if need be, which may take as long as reading the whole dump."""
+        text = self.header_vmcoreinfo
+        return text if text is not None else _text_of(self.deep_kernel)
 
     @cached_property
     def header_vmcoreinfo(self) -> bytes | None:
@@ -202,7 +207,10 @@ class Dump:
 
     @cached_property
     def kernel(self) -> Kernel | None:
-        """What is known about the dumped kernel, or None when not even its architecture is; see `kernel_error`."""
+        """What is known about the dumped kernel, or None when an option misleads; see `kernel_error`.
+
+        Memory is not searched for what the dump's headers do not say: see `deep_kernel`.
+        """
         from dumpfs.linux.kernel import find_kernel
 
         options = self.options
@@ -213,10 +221,16 @@ class Dump:
                 vmlinux=options.vmlinux,
                 phys_base=options.phys_base,
                 kaslr=options.kaslr,
+                cache=self.cache,
             )
         except DumpfsError as error:
             self.kernel_error = error
             return None
+
+    @property
+    def deep_kernel(self) -> Kernel | None:
+        """`kernel`, after a search of memory when the dump carries no VMCOREINFO; that may take very long."""
+        return self.kernel.deep if self.kernel is not None else None
 
     def need_kernel(self) -> Kernel:
         """`kernel`, or the error why there is none.
@@ -259,7 +273,12 @@ class Dump:
         """Bytes of a kernel page; the image's blocks may be larger."""
         block_size = self.image.meta.block_size
         text = self.header_vmcoreinfo
-        size = Vmcoreinfo(text).page_size if text is not None else None
+        size: int | None = None
+        if text is not None:
+            try:
+                size = Vmcoreinfo(text).page_size
+            except DumpfsError:
+                size = None  # a malformed line; what follows is as good
         if size is None and block_size > 4096 and self.kernel is not None:
             size = self.kernel.page_size
         return size or block_size
@@ -297,6 +316,10 @@ def last_member_stop(members: PfnSet) -> Pfn:
             return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
         end = begin
     return 0
+
+
+def _text_of(kernel: Kernel | None) -> bytes | None:
+    return None if kernel is None or kernel.vmcoreinfo is None else kernel.vmcoreinfo.raw or None
 
 
 def _read_vmcoreinfo(path: str) -> bytes:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dumpfs.errors import ViewError
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import BuiltFile
-from dumpfs.vfs.views.vmcoreinfo import NO_VMCOREINFO
-from dumpfs.vmcoreinfo import Vmcoreinfo
+from dumpfs.vfs.views.vmcoreinfo import HINT, NOT_FOUND, without_vmcoreinfo
 
 _RINGS = ("prb", "log_buf")
 """Symbols of the log: the printk ring since 5.10, the log buffer before."""
@@ -27,14 +27,17 @@ class DmesgFile(BuiltFile):
     @classmethod
     def missing(cls, dump: Dump) -> str | None:
         """See `tree.ViewClass`: judged by what must be known, without reading the log."""
-        if dump.options.vmlinux is not None and dump.vmcoreinfo_text is None:
-            return None if dump.kernel is not None else str(dump.kernel_error)
-        text = dump.vmcoreinfo_text
-        if text is None:
-            return NO_VMCOREINFO
-        info = Vmcoreinfo(text)
+        reason = without_vmcoreinfo(dump)
+        kernel = dump.kernel
+        if reason is not None or kernel is None:
+            return reason or str(dump.kernel_error)
+        info = kernel.vmcoreinfo
+        if info is None:
+            return None
         if not any(f"SYMBOL({name})" in info for name in _RINGS):
             return "VMCOREINFO does not say where the log is (neither prb nor log_buf); -o vmlinux=FILE may"
+        if kernel.space is None:
+            return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
         return None
 
     def render(self) -> bytes:
@@ -42,7 +45,10 @@ class DmesgFile(BuiltFile):
         from dumpfs.linux.printk import render_dmesg
 
         options = self.dump.options
-        dmesg = render_dmesg(self.dump.need_kernel(), caller=options.caller, device=options.device)
+        kernel = self.dump.need_kernel().deep
+        if kernel.vmcoreinfo is None:
+            raise ViewError(f"dmesg: {NOT_FOUND}", hint=HINT)
+        dmesg = render_dmesg(kernel, caller=options.caller, device=options.device)
         self.notices = tuple(dmesg.notices)
         return dmesg.text
 

@@ -80,13 +80,13 @@ def _kernel(dump: Dump) -> dict[str, object] | None:
     if kernel is None:
         error = dump.kernel_error
         return {"problems": [explain(error)]} if error is not None else None
-    info = kernel.vmcoreinfo
     facts: dict[str, object] = {
         "machine": kernel.machine,
         "byteorder": kernel.byteorder,
         "word_size": kernel.word_size,
-        "release": (info.release if info is not None else "") or kernel.uts.release,
-        "build_id": info.build_id if info is not None else "",
+        "release": kernel.release,
+        "build_id": kernel.build_id,
+        "cpus": kernel.cpus,
         "uts": asdict(kernel.uts),
         "crash_time": kernel.crash_time,
         "phys_base": kernel.phys_base,

@@ -22,7 +22,7 @@ _CONTENTS = tuple(Content)
 
 def plan_dump_core(dump: Dump) -> CorePlan:
     """The plan of a dump's core, with the addresses of its kernel as far as they are known."""
-    image, kernel, meta = dump.image, dump.kernel, dump.image.meta
+    image, kernel, meta = dump.image, dump.deep_kernel, dump.image.meta
     notices: tuple[str, ...] = ()
     page_offset: int | None = None
     text: tuple[Mapping, ...] = ()
@@ -36,7 +36,9 @@ def plan_dump_core(dump: Dump) -> CorePlan:
         notices += ("/vmcore: the direct map's address is unknown; virtual addresses in it are physical ones",)
     if not text:
         notices += ("/vmcore: where the kernel text lies is unknown; it has no segment of its own",)
-    notes = build_core_notes(image.notes(), meta.byteorder, order, word_size, dump.vmcoreinfo_text, image.eraseinfo())
+    notes = build_core_notes(
+        image.notes(), meta.byteorder, order, word_size, dump.deep_vmcoreinfo_text, image.eraseinfo()
+    )
     target = CoreTarget(machine, order, max(word_size, meta.word_size), dump.phys.page_size, kernel_word_size=word_size)
     return plan_core(target, ram_ranges(image), notes, page_offset, text, notices=notices)
 
@@ -59,7 +61,7 @@ class VmcoreFile(DumpFile):
         if self.plan is not None:
             return True
         dump = self.dump
-        return dump.header_vmcoreinfo is not None and dump.image.meta.max_pfn <= INLINE_PFNS
+        return dump.vmcoreinfo_text is not None and dump.image.meta.max_pfn <= INLINE_PFNS
 
     def planned(self) -> CorePlan:
         """The layout."""

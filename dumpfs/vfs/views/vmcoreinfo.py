@@ -5,17 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.errors import ViewError
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import RenderedFile
+from dumpfs.vfs.views.base import BuiltFile
 
-NO_VMCOREINFO = (
-    "the dump has no VMCOREINFO; -o vmcoreinfo=FILE or -o vmlinux=FILE supplies it (QEMU adds it to its dumps when the"
-    " guest has a vmcoreinfo device)"
-)
+NO_VMCOREINFO = "the dump has no VMCOREINFO; -o vmcoreinfo=FILE or -o vmlinux=FILE supplies it"
+NOT_FOUND = "the dump carries no VMCOREINFO, and none was found in its memory"
+HINT = "-o vmcoreinfo=FILE or -o vmlinux=FILE supplies it"
+
+
+def without_vmcoreinfo(dump: Dump) -> str | None:
+    """Why a view that needs VMCOREINFO cannot be offered, or None.
+
+    A dump of a known kind of machine may have it in its memory; that is searched when the view is opened.
+    """
+    if dump.vmcoreinfo_text is not None or (dump.kernel is not None and dump.kernel.arch is not None):
+        return None
+    return NO_VMCOREINFO
 
 
 @dataclass(slots=True)
-class VmcoreinfoFile(RenderedFile):
+class VmcoreinfoFile(BuiltFile):
     """VMCOREINFO as the dump has it."""
 
     ABOUT: ClassVar[str] = (
@@ -25,8 +35,16 @@ class VmcoreinfoFile(RenderedFile):
     @classmethod
     def missing(cls, dump: Dump) -> str | None:
         """See `tree.ViewClass`."""
-        return None if dump.vmcoreinfo_text is not None else NO_VMCOREINFO
+        return without_vmcoreinfo(dump)
+
+    @property
+    def ready(self) -> bool:
+        """See `FileNode.ready`."""
+        return self.content is not None or self.dump.vmcoreinfo_text is not None
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
-        return self.dump.vmcoreinfo_text or b""
+        text = self.dump.deep_vmcoreinfo_text
+        if text is None:
+            raise ViewError(f"vmcoreinfo: {NOT_FOUND}", hint=HINT)
+        return text
