@@ -197,6 +197,6 @@ class Bitmap:
         data = self._read(offset, size)
         data += bytes(size - len(data))
         spare = (offset + size) * 8 - self._stop
-        if spare > 0:  # bits above the end, in the last byte
+        if size and spare > 0:  # bits above the end, in the last byte
             data = data[:-1] + bytes((data[-1] & 0xFF >> spare,))
         return data

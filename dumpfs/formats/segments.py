@@ -270,6 +270,8 @@ class SegmentImage:
 
     def _compose(self, first: Pfn, count: int) -> tuple[bytes, bytes]:
         """Any run, byte by byte from the pieces that make it up."""
+        if not count:
+            return b"", b""
         pieces, block_size = self._map, self._map.block_size
         base = first * block_size
         data = bytearray(count * block_size)
