@@ -186,28 +186,27 @@ class Btf:
         """See `TypeInfo.size`."""
         return self.type_size(self._need_struct(struct))
 
-    def members(self, type_id: int) -> Iterator[Member]:
-        """Members of a struct or union, those of anonymous ones included."""
-        pending = [(type_id, 0)]
-        budget = _MAX_MEMBERS  # anonymous members of a damaged record may contain their own struct
-        while pending and budget > 0:
-            parent, base = pending.pop()
-            kind, info, _, position = self._get(parent)
-            if kind not in (_STRUCT, _UNION):
-                continue
-            count, bitfields = info & 0xFFFF, info >> 16
-            budget -= count + 1
-            for i in range(count):
-                at = position + 12 + 12 * i
-                if at + 12 > len(self._types):
-                    return
-                name, member_type, offset = self._record.unpack_from(self._types, at)
-                offset = base + ((offset & 0xFFFFFF if bitfields else offset) >> 3)
-                text = self._string(name)
-                if text:
-                    yield Member(text, member_type, offset)
-                else:
-                    pending.append((member_type, offset))
+    def members(self, type_id: int) -> Iterator[tuple[str, int, int, int]]:
+        """(name, type, bit offset, bits of a bit-field or 0) of the members of a struct or union, as they stand."""
+        if self.kind(type_id) not in _COMPOSITES:
+            return
+        start = self._starts[type_id]
+        words = self._words
+        flagged = words[start + 1] & _KIND_FLAG
+        for at in range(start + 3, start + 3 + 3 * (words[start + 1] & _VLEN), 3):
+            bits = words[at + 2]
+            if flagged:
+                yield self.string(words[at]), words[at + 1], bits & 0xFFFFFF, bits >> 24
+            else:
+                yield self.string(words[at]), words[at + 1], bits, self._old_width(words[at + 1])
+
+    def _old_width(self, type_id: int) -> int:
+        """Width by the integer type itself, as BTF had it before the kind flag (4.20)."""
+        if self.kind(type_id) != Kind.INT:
+            return 0
+        start = self._starts[type_id]
+        width = self._words[start + 3] & 0xFF
+        return width if width != 8 * self._words[start + 2] else 0
 
     def member(self, struct: str, path: str) -> Member:
         """See `TypeInfo.member`."""
