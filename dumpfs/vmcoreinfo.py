@@ -46,14 +46,14 @@ class Vmcoreinfo:
         text = self._values.get(key)
         if text is None:
             return None
-        try:
-            return int(text, base)
-        except ValueError:
-            pass
-        try:
-            return int(text, 16)
-        except ValueError:
-            raise VmcoreinfoError(key, f"{text!r} is not a number") from None
+        for guess in (base, 16):
+            try:
+                value = int(text, guess)
+            except ValueError:
+                continue
+            if -_U64 <= value <= _U64:
+                return value
+        raise VmcoreinfoError(key, f"{text[:40]!r} is not a 64-bit number")
 
     def symbol(self, name: str) -> int | None:
         """Runtime virtual address of a symbol, or None."""
