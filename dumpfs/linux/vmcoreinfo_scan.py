@@ -1,0 +1,133 @@
+"""Finding VMCOREINFO in memory, for dumps that do not carry it (QEMU without its vmcoreinfo device).
+
+Every kernel with crash support keeps the text, twice: a page that starts with it, and a note. Where the kernel image
+is known, its pointers lead to them at once; else all stored memory is searched, at the speed of decoding it.
+
+Source: Linux kernel/vmcore_info.c (vmcoreinfo_data is a page, vmcoreinfo_note page-aligned with the text 24 bytes in;
+the text starts with OSRELEASE).
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dumpfs.errors import DumpfsError
+from dumpfs.formats.base import DumpImage
+from dumpfs.memory.physical import PhysMemory
+from dumpfs.structs import ByteOrder
+from dumpfs.vmcoreinfo import Vmcoreinfo
+
+_START = b"OSRELEASE="
+_NOTE_NAME = b"VMCOREINFO\0\0"
+_NOTE_TEXT = 24
+"""Bytes from the start of the note to its text: header, name, padding."""
+_WINDOW = 4 << 20
+"""Bytes read at once."""
+_MAX_TEXT = 1 << 16
+"""VMCOREINFO_BYTES is one page."""
+_MIN_KEYS = 8
+_MIN_PAGE = 0x1000
+_MAX_IMAGE = 256 << 20
+"""Bytes of kernel image looked at for pointers."""
+_MAX_POINTERS = 1 << 17
+
+
+class Candidate(NamedTuple):
+    """A text in memory that may be this kernel's VMCOREINFO."""
+
+    text: bytes
+    paddr: int
+    is_note: bool
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """Sorts the likelier one higher: CRASHTIME is added when the kernel dies, and last."""
+        return b"\nCRASHTIME=" in self.text, self.is_note, len(self.text)
+
+
+def scan_memory(image: DumpImage) -> Iterator[Candidate]:
+    """Every candidate in stored memory, each text once, ascending by address."""
+    block_size = image.meta.block_size
+    limit = max(_WINDOW // block_size, 1)
+    seen: set[bytes] = set()
+    for first, stop in image.stored.runs():
+        while first < stop:
+            count = min(limit, stop - first)
+            data, _ = image.read_run(first, count)
+            at = data.find(_START)
+            while at >= 0:
+                if at % _MIN_PAGE == 0 or data[max(at - len(_NOTE_NAME), 0) : at] == _NOTE_NAME:
+                    tail = data[at : at + _MAX_TEXT]
+                    if at + len(tail) == len(data):
+                        tail += image.read_run(first + count, max(_MAX_TEXT // block_size, 1))[0]
+                    text = _clean(tail)
+                    if text and text not in seen:
+                        seen.add(text)
+                        paddr = image.meta.first_paddr + first * block_size + at
+                        yield Candidate(text, paddr, at % _MIN_PAGE == _NOTE_TEXT)
+                at = data.find(_START, at + 1)
+            first += count
+
+
+def follow_pointers(
+    phys: PhysMemory, image_paddr: int, image_size: int, page_offset: int, byteorder: ByteOrder
+) -> Iterator[Candidate]:
+    """Candidates that a pointer in the kernel image leads to (`vmcoreinfo_data`, `vmcoreinfo_note`).
+
+    Args:
+        phys: physical memory.
+        image_paddr: physical start of the kernel image, data and bss included.
+        image_size: bytes.
+        page_offset: virtual address of physical 0 in the direct map.
+        byteorder: the kernel's; pointers are 8 bytes.
+    """
+    pages: set[int] = set()
+    low, high = page_offset, page_offset + phys.size
+    for piece in _readable(phys, image_paddr, min(image_size, _MAX_IMAGE)):
+        words = array("Q", piece[: len(piece) & -8])
+        if struct.pack("=Q", 1) != (1).to_bytes(8, byteorder):
+            words.byteswap()
+        pages.update(w - low for w in words if low <= w < high and not w & (_MIN_PAGE - 1))
+        if len(pages) > _MAX_POINTERS:
+            break
+    seen: set[bytes] = set()
+    for paddr in sorted(pages):
+        for inside in (0, _NOTE_TEXT):
+            try:
+                if phys.read(paddr + inside, len(_START)) != _START:
+                    continue
+            except DumpfsError:
+                break
+            text = _clean(b"".join(_readable(phys, paddr + inside, _MAX_TEXT)))
+            if text and text not in seen:
+                seen.add(text)
+                yield Candidate(text, paddr + inside, bool(inside))
+
+
+def _readable(phys: PhysMemory, paddr: int, size: int) -> Iterator[bytes]:
+    """Memory in pieces, zeros in place of pages that cannot be read."""
+    stop = paddr + size
+    while paddr < stop:
+        step = min(_WINDOW, stop - paddr, _MAX_TEXT)
+        try:
+            yield phys.read(paddr, step)
+        except DumpfsError:
+            for page in range(paddr, paddr + step, _MIN_PAGE):
+                step_page = min(_MIN_PAGE, paddr + step - page)
+                try:
+                    yield phys.read(page, step_page)
+                except DumpfsError:
+                    yield bytes(step_page)
+        paddr += step
+
+
+def _clean(data: bytes) -> bytes:
+    """The text at the start of `data` up to its NUL, or b'' when it is none."""
+    text = data.split(b"\0", 1)[0]
+    end = next((i for i, byte in enumerate(text) if byte > 0x7E or (byte < 0x20 and byte != 0x0A)), len(text))
+    text = text[: text.rfind(b"\n", 0, end) + 1] if end < len(text) else text
+    info = Vmcoreinfo(text)
+    return text if len(info) >= _MIN_KEYS and info.release and info.page_size else b""
