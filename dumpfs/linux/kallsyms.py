@@ -246,7 +246,7 @@ def _read_names(space: AddressSpace, tables: KallsymsTables, count: int, tokens:
     if position > len(data):
         problem = blob.problem or CorruptDumpError("kallsyms", f"{count} names do not fit in {len(data)} bytes")
         raise problem
-    joined = chr(_SEPARATOR).join(parts).translate([*tokens, "\n"])  # type: ignore[arg-type]  # indexed, as it may be
+    joined = chr(_SEPARATOR).join(parts).translate([*tokens, "\n"])
     names = joined.split("\n")
     if len(names) != count:
         raise CorruptDumpError("kallsyms", "names hold line feeds")

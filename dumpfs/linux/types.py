@@ -35,7 +35,7 @@ class Member(NamedTuple):
     little-endian, from the most significant on big-endian)."""
     bit_size: int = 0
     """Of a bit-field: its width; else 0."""
-    count: int = 1
+    length: int = 1
     """Elements, when it is an array."""
 
 

@@ -1,0 +1,121 @@
+"""Structures and lists in the dumped kernel's memory, read so that nothing in them can do harm.
+
+A dead kernel's lists may be cut, circular or wild. A walk therefore ends after a limit, at the first node seen twice
+and at the first that cannot be read, and says so in a list of problems instead of failing: what was found so far is
+still worth having.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dumpfs.errors import DumpfsError
+from dumpfs.linux.types import Member, Types
+from dumpfs.memory.virtual import AddressSpace
+from dumpfs.structs import ByteOrder
+
+MAX_STRUCT = 1 << 20
+"""Bytes of one structure; task_struct has some 10,000."""
+_MAX_PROBLEMS = 100
+
+
+class Record:
+    """One structure, read at once."""
+
+    __slots__ = ("_types", "byteorder", "data", "struct", "vaddr")
+
+    def __init__(self, types: Types, byteorder: ByteOrder, struct: str, vaddr: int, data: bytes) -> None:
+        self._types = types
+        self.byteorder: ByteOrder = byteorder
+        self.struct = struct
+        self.vaddr = vaddr
+        self.data = data
+
+    def raw(self, *paths: str) -> bytes:
+        """Bytes of the first of `paths` that the structure has; MissingTypeError when it has none."""
+        member = self._member(paths)
+        return self.data[member.offset : member.offset + member.size]
+
+    def value(self, *paths: str, signed: bool = False) -> int:
+        """Value of an integer, pointer or bit-field; MissingTypeError when there is none of `paths`."""
+        return member_value(self.data, self._member(paths), self.byteorder, signed=signed)
+
+    def get(self, *paths: str, signed: bool = False) -> int | None:
+        """Like `value`, but None when this kernel's structure has none of `paths`."""
+        member = self._types.find(self.struct, *paths)
+        return None if member is None else member_value(self.data, member, self.byteorder, signed=signed)
+
+    def text(self, *paths: str) -> str:
+        """A fixed array of characters up to its NUL."""
+        return self.raw(*paths).split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+
+    def address(self, *paths: str) -> int:
+        """Virtual address of a member."""
+        return self.vaddr + self._member(paths).offset
+
+    def _member(self, paths: tuple[str, ...]) -> Member:
+        found = self._types.find(self.struct, *paths)
+        return found if found is not None else self._types.member(self.struct, paths[0])
+
+
+def member_value(data: bytes, member: Member, byteorder: ByteOrder, *, signed: bool = False) -> int:
+    """The integer in `data` that `member` describes."""
+    if not member.bit_size:
+        return int.from_bytes(data[member.offset : member.offset + member.size], byteorder, signed=signed)
+    bits = member.bit_offset + member.bit_size
+    size = (bits + 7) // 8
+    value = int.from_bytes(data[member.offset : member.offset + size], byteorder)
+    value >>= member.bit_offset if byteorder == "little" else 8 * size - bits
+    value &= (1 << member.bit_size) - 1
+    if signed and value >> (member.bit_size - 1):
+        value -= 1 << member.bit_size
+    return value
+
+
+def read_record(space: AddressSpace, types: Types, struct: str, vaddr: int, *, size: int | None = None) -> Record:
+    """The structure at `vaddr`.
+
+    Raises:
+        MissingTypeError: its type is not known.
+        DumpfsError: it cannot be read.
+    """
+    size = types.size(struct) if size is None else size
+    if not 0 < size <= MAX_STRUCT:
+        raise DumpfsError(f"struct {struct} of {size} bytes cannot be")
+    return Record(types, space.byteorder, struct, vaddr, space.read(vaddr, size))
+
+
+def note_problem(problems: list[str], problem: str) -> None:
+    """Add a sentence to a bounded list, once."""
+    if len(problems) < _MAX_PROBLEMS and problem not in problems:
+        problems.append(problem)
+
+
+def walk_list(space: AddressSpace, head: int, limit: int, problems: list[str], what: str) -> Iterator[int]:
+    """Addresses of the `list_head`s on a list, without its head.
+
+    Args:
+        space: kernel memory.
+        head: address of the list's head.
+        limit: nodes to follow at most.
+        problems: told why the walk ended early.
+        what: name of the list, for `problems`.
+    """
+    seen = {head}
+    node = head
+    while True:
+        try:
+            node = space.read_word(node)
+        except DumpfsError as exc:
+            note_problem(problems, f"{what}: cut after {len(seen) - 1} entries: {exc}")
+            return
+        if node == head:
+            return
+        if node in seen:
+            note_problem(problems, f"{what}: runs in a circle after {len(seen) - 1} entries")
+            return
+        if len(seen) > limit:
+            note_problem(problems, f"{what}: more than {limit} entries, the rest is left out")
+            return
+        seen.add(node)
+        yield node
