@@ -258,7 +258,8 @@ def _refuse_strangers(headers: _Headers, facts: NoteFacts) -> None:
             hint="crash opens it",
         )
     loads = [p for p in headers.phdrs if p.p_type == PT_LOAD and p.p_memsz]
-    if len(loads) > 1 and len({p.p_vaddr for p in loads}) > 1 and not any(p.p_paddr for p in loads):
+    # Two may well begin at 0: RAM, and a kernel at its beginning (s390x).
+    if len({p.p_vaddr for p in loads}) > 2 and facts.vmcoreinfo is None and not any(p.p_paddr for p in loads):
         raise UnsupportedFeatureError(
             name,
             f"all of its {len(loads)} PT_LOADs are at physical address 0: their places in memory are not known",

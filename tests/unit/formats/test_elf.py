@@ -349,9 +349,14 @@ def test_core_of_a_process_is_refused():
 
 
 def test_segments_all_at_address_zero_are_refused():
-    segments = [Segment(0, b"x" * PAGE, vaddr=0x400000), Segment(0, b"y" * PAGE, vaddr=0x600000)]
+    segments = [Segment(0, b"x" * PAGE, vaddr=vaddr) for vaddr in (0x400000, 0x600000, 0x800000)]
     with pytest.raises(UnsupportedFeatureError, match="physical address 0"):
         opened(build_elf(segments).data)
+
+
+def test_kernel_at_the_beginning_of_memory_is_not_refused():
+    image = opened(build_elf([segment(0, PAGE, vaddr=0x100000), segment(0, SPAN)], ElfSpec(machine=22)).data)
+    assert image.read_run(0, 6)[0] == MEMORY
 
 
 @pytest.mark.parametrize("kind", [2, 3])
