@@ -14,6 +14,7 @@ from dumpfs.cli.progress import Progress
 from dumpfs.units import PageState, render_size
 
 if TYPE_CHECKING:
+    from dumpfs.formats.base import DumpImage
     from dumpfs.memory.scan import BadRange, ScanTotals
     from dumpfs.vfs.context import Dump
 
@@ -21,7 +22,8 @@ DESCRIPTION = """\
 Read every page of a dump and count the ones that cannot be read.
 
 exit codes: 0 every stored page can be read and the dump is complete, 4 a page is corrupt,
-8 the dump is incomplete or pages are lost, 130 interrupted."""
+5 a library to decompress them is missing, 8 the dump is incomplete or pages are lost,
+130 interrupted."""
 
 EPILOG = """\
 examples:
@@ -30,7 +32,8 @@ examples:
   dumpfs check --json dump.1 dump.2
 """
 
-_JSON_VERSION = 1
+_SCHEMA = 1
+"""Counts incompatible changes of the JSON names."""
 _SHOWN_RANGES = 20
 """Bad ranges printed for a person."""
 _JSON_RANGES = 1000
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     with closing(open_dump(args)) as dump:
         totals, interrupted = _scan(dump, args)
+        need_codecs(dump.image, totals)
         report = build_report(dump, totals, interrupted)
     if not args.quiet:
         print(json.dumps(report, indent=2) if args.json else render_report(report))
@@ -72,13 +76,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _scan(dump: Dump, args: argparse.Namespace) -> tuple[ScanTotals, bool]:
     """Read all pages; the second value is True when the user interrupted it."""
-    from dumpfs.memory.scan import ScanTotals, pages_to_scan, scan_image
+    from dumpfs.memory.scan import ScanTotals, scan_image
 
     image = dump.image
     block_size = image.meta.block_size
-    total = pages_to_scan(image).count() * block_size
+    total = image.stored.count() * block_size
     jobs = args.jobs or len(os.sched_getaffinity(0))
     totals = ScanTotals()
+    totals.add_lost(image.lost)
     results = scan_image(image, max(min(jobs, total // _BYTES_PER_JOB + 1), 1))
     with Progress("checking", 0 if args.quiet else total) as progress:
         if args.quiet:
@@ -94,6 +99,20 @@ def _scan(dump: Dump, args: argparse.Namespace) -> tuple[ScanTotals, bool]:
     return totals, False
 
 
+def need_codecs(image: DumpImage, totals: ScanTotals) -> None:
+    """Refuse a verdict on pages that could not be decoded for want of a library: they may well be good.
+
+    Raises:
+        CodecUnavailableError: it names the package to install.
+    """
+    from dumpfs.codecs.registry import CODEC_MASK, codec
+
+    for item in totals.bad_ranges()[:_JSON_RANGES]:
+        info = image.info(item.first)
+        if item.state is PageState.CORRUPT and info.state is PageState.STORED and info.flags & CODEC_MASK:
+            codec(info.flags & CODEC_MASK)
+
+
 def build_report(dump: Dump, totals: ScanTotals, interrupted: bool) -> dict[str, object]:
     """What `--json` prints; counts are kernel pages, `pfn`s are kernel page frame numbers."""
     image = dump.image
@@ -106,7 +125,7 @@ def build_report(dump: Dump, totals: ScanTotals, interrupted: bool) -> dict[str,
     ranges = totals.bad_ranges()
     bad = [_bad_entry(dump, r, scale, shift) for r in ranges[:_JSON_RANGES]]
     return {
-        "version": _JSON_VERSION,
+        "schema": _SCHEMA,
         "dump": list(dump.paths),
         "result": _verdict(counts, meta.complete, interrupted),
         "complete": meta.complete,
@@ -166,10 +185,11 @@ def render_report(report: dict[str, object]) -> str:
             continue
         size = f"  {render_size(count * page_size):>10}" if count else ""
         lines.append(f"{name:<9}{count:>12} pages{size}")
-    lines += [_render_range(entry) for entry in bad[:_SHOWN_RANGES]]
-    more = len(bad) - len(bad[:_SHOWN_RANGES]) + int(str(report["bad_omitted"]))
-    if more:
-        lines.append(f"... and {more} more ranges")
+    corrupt = [entry for entry in bad if entry["state"] == "corrupt"]
+    lines += [_render_range(entry) for entry in corrupt[:_SHOWN_RANGES]]
+    if corrupt[_SHOWN_RANGES:]:
+        lines.append(f"... and {len(corrupt) - _SHOWN_RANGES} more ranges of corrupt pages, which --json lists")
+    lines += _render_lost([entry for entry in bad if entry["state"] == "lost"])
     return "\n".join([*lines, one_line(_render_verdict(report, pages))])
 
 
@@ -178,6 +198,20 @@ def _render_range(entry: dict[str, object]) -> str:
     what = f"page {first:#x}" if stop == first + 1 else f"pages {first:#x} to {stop - 1:#x} ({stop - first})"
     why = f": {entry['detail']}" if entry["detail"] else ""
     return one_line(f"{what}: {entry['state']}{why}")
+
+
+def _render_lost(entries: list[dict[str, object]]) -> list[str]:
+    """One line for each reason: lost pages come in hundreds of ranges with excluded pages between them."""
+    reasons: dict[str, list[tuple[int, int]]] = {}
+    for entry in entries:
+        reasons.setdefault(str(entry["detail"]), []).append((int(str(entry["first"])), int(str(entry["stop"]))))
+    lines = []
+    for why, ranges in reasons.items():
+        count = sum(stop - first for first, stop in ranges)
+        whole = {"state": "lost", "first": ranges[0][0], "stop": ranges[-1][1], "detail": why}
+        few = len(ranges) == 1
+        lines.append(_render_range(whole) if few else f"{count} of the {_render_range(whole)}")
+    return lines
 
 
 def _render_verdict(report: dict[str, object], pages: dict[str, int]) -> str:

@@ -12,6 +12,7 @@ import re
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
@@ -43,7 +44,7 @@ class WindowResult(NamedTuple):
     """What reading some consecutive blocks gave."""
 
     counts: tuple[int, ...]
-    """Blocks by `PageState` value; EXCLUDED and ABSENT are those that happened to lie between, not totals."""
+    """Blocks by `PageState` value; EXCLUDED and ABSENT have no meaning: nobody asked for such blocks."""
     bad: list[BadRange]
     members: int
     """Blocks that were asked for, for progress."""
@@ -51,9 +52,10 @@ class WindowResult(NamedTuple):
 
 @dataclass(slots=True)
 class ScanTotals:
-    """Sum of window results; `excluded` is made whole by `scan_plan`'s knowledge of the sets."""
+    """What a whole scan gave: the windows' results and what the image knows by itself."""
 
     counts: list[int] = field(default_factory=lambda: [0] * len(PageState))
+    """Blocks by `PageState` value, as far as the scan came; EXCLUDED and ABSENT have no meaning here."""
     bad: list[BadRange] = field(default_factory=list)
     dropped: int = 0
     """Bad ranges that were counted but not kept."""
@@ -68,6 +70,14 @@ class ScanTotals:
         self.dropped += max(len(result.bad) - room, 0)
         self.members += result.members
 
+    def add_lost(self, lost: PfnSet) -> None:
+        """Count the blocks that the image knows to be lost, which no scan asks for."""
+        self.counts[PageState.LOST] += lost.count()
+        room = max(_MAX_RANGES - len(self.bad), 0)
+        runs = list(islice(lost.runs(), room + 1))
+        self.bad += [BadRange(first, stop, PageState.LOST) for first, stop in runs[:room]]
+        self.dropped += len(runs) - len(runs[:room])
+
     def bad_ranges(self) -> list[BadRange]:
         """The bad ranges in order, touching ones of the same state joined."""
         joined: list[BadRange] = []
@@ -78,15 +88,6 @@ class ScanTotals:
             else:
                 joined.append(item)
         return joined
-
-
-def pages_to_scan(image: DumpImage) -> PfnSet:
-    """The blocks a scan must ask for.
-
-    Stored blocks are enough for a whole dump: the rest of RAM is excluded then. Of an incomplete one every block of
-    RAM is asked for, since one that is not stored may be excluded or lost.
-    """
-    return image.stored if image.meta.complete else image.ram
 
 
 def plan_windows(pages: PfnSet, block_size: int) -> Iterator[tuple[Pfn, int]]:
@@ -110,24 +111,26 @@ def scan_window(image: DumpImage, pages: PfnSet, first: Pfn, count: int) -> Wind
     """Read the blocks of one window and tell what came."""
     _, states = image.read_run(first, count)
     bad = [
-        BadRange(first + match.start(), first + match.end(), PageState(states[match.start()]))
+        BadRange(low, high, PageState(states[match.start()]))
         for match in _BAD.finditer(states)
+        for low, high in pages.runs(first + match.start(), first + match.end())  # not the gaps between members
     ]
-    counts = tuple(states.count(state) for state in PageState)
-    return WindowResult(counts, bad, pages.rank(first + count) - pages.rank(first))
+    counts = [states.count(state) for state in PageState]
+    for state in (PageState.LOST, PageState.CORRUPT):
+        counts[state] = sum(item.stop - item.first for item in bad if item.state is state)
+    return WindowResult(tuple(counts), bad, pages.rank(first + count) - pages.rank(first))
 
 
 def scan_image(image: DumpImage, jobs: int = 1) -> Generator[WindowResult, None, None]:
-    """Read every block that `pages_to_scan` names; results come in any order.
+    """Read every block that is said to be stored; results come in any order.
 
     Closing the generator ends the worker processes.
 
     Raises:
         DumpfsError: a worker process ended early.
     """
-    pages = pages_to_scan(image)
+    pages = image.stored
     pages.count()  # builds the rank index once, before the fork
-    image.stored.count()
     if jobs <= 1:
         for first, count in plan_windows(pages, image.meta.block_size):
             yield scan_window(image, pages, first, count)

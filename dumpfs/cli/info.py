@@ -1,0 +1,131 @@
+"""`dumpfs info`: what a dump is and what its kernel died of, or whether a vmlinux belongs to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from bisect import bisect_right
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from dumpfs.cli.cat import find_file
+from dumpfs.cli.common import add_dump_arguments, one_line, open_dump
+from dumpfs.cli.render import render_facts
+from dumpfs.errors import DumpfsError, ViewError
+
+if TYPE_CHECKING:
+    from dumpfs.formats.base import DumpImage
+    from dumpfs.linux.identity import KernelMatch
+    from dumpfs.linux.panic import Panic
+    from dumpfs.vfs.context import Dump
+
+DESCRIPTION = """\
+Tell what a dump is and what its kernel died of.
+
+With --vmlinux: tell whether that file is the vmlinux of the kernel that crashed;
+exit 0 if it is, 1 if it is not or if that cannot be told."""
+
+EPILOG = """\
+examples:
+  dumpfs info dump.kdump
+  dumpfs info --json dump.kdump | jq .crash.panic
+  dumpfs info --vmlinux vmlinux dump.kdump
+"""
+
+_SAMPLE = 256
+"""Page records looked at for the mix of codecs."""
+_MATCH_SCHEMA = 1
+_SEARCHED_BYTES = 1 << 30
+"""Stored memory that is searched for VMCOREINFO: some seconds."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON: what /info.json has, and more")
+    parser.add_argument("--vmlinux", metavar="FILE", help="tell whether this is the dumped kernel's vmlinux")
+    add_dump_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the verb; returns the exit code."""
+    with closing(open_dump(args)) as dump:
+        if args.vmlinux is not None:
+            match = match_vmlinux(dump, args.vmlinux)
+            facts: dict[str, object] = {"schema": _MATCH_SCHEMA} | asdict(match)
+            print(json.dumps(facts, indent=2) if args.json else one_line(match.sentence))
+            return 0 if match.matches else 1
+        facts = gather_facts(dump)
+    print(json.dumps(facts, indent=2) if args.json else render_facts(facts))
+    return 0
+
+
+def gather_facts(dump: Dump) -> dict[str, object]:
+    """What /info.json has, and what costs more: the end of the log and a sample of the page records."""
+    from dumpfs.vfs.views.info import build_info
+
+    facts = build_info(dump)
+    panic, problem = read_panic(dump)
+    crash: dict[str, object] = {"panic": panic.headline} | asdict(panic) | {"problem": problem}
+    return facts | {"crash": crash, "codecs": sample_codecs(dump.image)}
+
+
+def read_panic(dump: Dump) -> tuple[Panic, str]:
+    """The end of the kernel as its log tells it, and why the log cannot be had, or ''."""
+    from dumpfs.linux.panic import Panic, find_panic
+
+    try:
+        return find_panic(read_log(dump)), ""
+    except DumpfsError as exc:
+        return Panic(), exc.message
+
+
+def read_log(dump: Dump) -> str:
+    """The kernel log.
+
+    Raises:
+        DumpfsError: it cannot be had, or not without searching a large dump for VMCOREINFO.
+    """
+    stored = dump.phys.stored.count() * dump.page_size
+    if dump.vmcoreinfo_text is None and stored > _SEARCHED_BYTES:
+        raise ViewError('the dump carries no VMCOREINFO; "dumpfs dmesg" searches its memory, which takes time')
+    log = find_file(dump, "dmesg")
+    return log.read(0, log.size()).decode("utf-8", "replace")
+
+
+def sample_codecs(image: DumpImage) -> dict[str, int]:
+    """How some stored pages, spread evenly, are stored: counts by codec, and of states where they are bad."""
+    stored = image.stored
+    total = stored.count()
+    counts: Counter[str] = Counter()
+    for i in range(min(total, _SAMPLE)):
+        index = i * total // min(total, _SAMPLE)
+        # The first pfn with more than `index` members below it is one past the member of that number.
+        pfn = bisect_right(range(stored.stop + 1), index, key=stored.rank) - 1
+        info = image.info(pfn)
+        counts[info.codec or info.state.name.lower()] += 1
+    return dict(counts.most_common())
+
+
+def match_vmlinux(dump: Dump, path: str) -> KernelMatch:
+    """Whether the vmlinux at `path` is the dumped kernel's.
+
+    Raises:
+        DumpfsError: the file cannot be read as an ELF file.
+    """
+    from dumpfs.linux.identity import match_kernel, read_identity, read_running_build_id
+
+    identity = read_identity(path)
+    kernel = dump.kernel
+    if kernel is None:
+        return match_kernel(identity, None, "", "")
+    running = ""
+    if kernel.space is not None:
+        running = read_running_build_id(identity, kernel.kaslr_offset or 0, kernel.space.read)
+    try:
+        banner = next((line for line in read_log(dump).splitlines() if "Linux version " in line), "")
+    except DumpfsError:
+        banner = ""
+    _, mark, text = banner.partition("Linux version ")
+    return match_kernel(identity, kernel.vmcoreinfo, running, mark + text)
