@@ -45,10 +45,24 @@ def ram_ranges(image: DumpImage, limit: int = MAX_SEGMENTS) -> RamRanges:
     partial = image.partial
     block_size, first_paddr = image.meta.block_size, image.meta.first_paddr
     if len(runs) + len(partial) > limit:  # no room to cut ranges in the middle
-        ends = {block for a, b in runs for block in (a, b - 1)}
-        partial = {block: partial[block] for block in ends if block in partial}
+        partial = _only_at_ends(runs, partial, block_size)
     ranges = _cut_partial(runs, partial, block_size)
     return RamRanges([(first_paddr + a, first_paddr + b) for a, b in ranges], filler * block_size)
+
+
+def _only_at_ends(
+    runs: list[tuple[Pfn, Pfn]], partial: Mapping[Pfn, tuple[int, int]], block_size: int
+) -> dict[Pfn, tuple[int, int]]:
+    """Of the partial blocks, what shortens a run without dividing it."""
+    kept = {}
+    for first, stop in runs:
+        last = stop - 1
+        low, high = partial.get(first, (0, 0))[0], partial.get(last, (0, block_size))[1]
+        if first == last:
+            kept[first] = (low, high)
+        else:
+            kept[first], kept[last] = (low, block_size), (0, high)
+    return kept
 
 
 def _cut_partial(
