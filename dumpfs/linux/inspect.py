@@ -1,0 +1,228 @@
+"""What can be told of a dead kernel by its own symbols and types; everything is found out when first asked for.
+
+One `Inspector` per dump. Any thread may use it: at worst two find out the same thing at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from dumpfs.errors import DumpfsError, ViewError
+from dumpfs.linux.btf import MAX_BTF, Btf
+from dumpfs.linux.kallsyms import Kallsyms, Symbol, read_kallsyms, tables_from_vmcoreinfo
+from dumpfs.linux.kernel import Kernel
+from dumpfs.linux.modules import Module, read_modules
+from dumpfs.linux.records import note_problem
+from dumpfs.linux.tasks import Task, TaskReader, read_tasks, saved_registers
+from dumpfs.linux.types import Types
+from dumpfs.memory.virtual import AddressSpace
+from dumpfs.notes import NT_PRSTATUS
+
+MAX_CPUS = 1 << 16
+_T = TypeVar("_T")
+
+
+class Inspector:
+    """Symbols, types, modules, processors and tasks of one kernel.
+
+    What cannot be found out raises a `DumpfsError` with the reason, the same one each time.
+
+    Args:
+        kernel: the kernel; `kernel.deep` gives more where the dump has no VMCOREINFO.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.problems: list[str] = []
+        """What was met that is not as it should be, one sentence each."""
+        self._known: dict[str, Any] = {}
+
+    def _once(self, name: str, make: Callable[[], _T]) -> _T:
+        """What `make` returned or raised the first time."""
+        if name not in self._known:
+            try:
+                self._known[name] = make()
+            except DumpfsError as exc:
+                self._known[name] = exc
+        found = self._known[name]
+        if isinstance(found, DumpfsError):
+            raise found
+        return cast(_T, found)
+
+    @property
+    def space(self) -> AddressSpace:
+        """Kernel memory."""
+        if self.kernel.space is None:
+            raise ViewError(
+                "kernel memory cannot be translated", hint="VMCOREINFO, or the option vmlinux=, tells what it takes"
+            )
+        return self.kernel.space
+
+    # -- symbols
+
+    @property
+    def kallsyms(self) -> Kallsyms:
+        """The kernel's own symbols."""
+        return self._once("kallsyms", self._read_kallsyms)
+
+    def _read_kallsyms(self) -> Kallsyms:
+        info = self.kernel.vmcoreinfo
+        if info is None:
+            raise ViewError("the dump has no VMCOREINFO")
+        tables = tables_from_vmcoreinfo(info)
+        return read_kallsyms(self.space, tables, info.symbol("_stext"), "kallsyms in the dump")
+
+    def find_symbol(self, name: str) -> int | None:
+        """Address of a symbol by VMCOREINFO, else kallsyms; None when neither knows it."""
+        info = self.kernel.vmcoreinfo
+        told = info.symbol(name) if info is not None else None
+        return told if told is not None else self.kallsyms.address(name)
+
+    def symbol(self, name: str) -> int:
+        """Like `find_symbol`; ViewError when there is none."""
+        found = self.find_symbol(name)
+        if found is None:
+            raise ViewError(f"the kernel has no symbol {name}")
+        return found
+
+    # -- types
+
+    @property
+    def types(self) -> Types:
+        """Its structures."""
+        return self._once("types", self._find_types)
+
+    def _find_types(self) -> Types:
+        return Types(Btf(self.read_btf(), self.kernel.word_size))
+
+    def read_btf(self) -> bytes:
+        """The raw BTF of the kernel itself, as /sys/kernel/btf/vmlinux has it."""
+        symbols = self.kallsyms
+        start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
+        if start is None or stop is None:
+            raise ViewError("the kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)")
+        if not 0 < stop - start <= MAX_BTF:
+            raise ViewError(f"BTF of {stop - start} bytes cannot be")
+        return self.space.read(start, stop - start)
+
+    # -- modules
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """The loaded modules."""
+        return self._once(
+            "modules", lambda: read_modules(self.space, self.types, self.symbol("modules"), self.problems)
+        )
+
+    # -- processors
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """Numbers of the processors that were present."""
+        return self._once("cpus", self._read_cpus)
+
+    def _read_cpus(self) -> tuple[int, ...]:
+        mask = self.find_symbol("__cpu_present_mask") or self.find_symbol("cpu_present_bits")
+        if mask is None or self.find_symbol("__per_cpu_offset") is None:
+            return (0,)  # built for one processor
+        number = self.find_symbol("nr_cpu_ids")
+        count = self.space.read_u32(number) if number is not None else len(self._notes()) or 1
+        if not 0 < count <= MAX_CPUS:
+            raise ViewError(f"{count} processors cannot be")
+        word = self.space.word_size
+        data = self.space.read(mask, -(-count // (8 * word)) * word)
+        words = [int.from_bytes(data[i : i + word], self.space.byteorder) for i in range(0, len(data), word)]
+        return tuple(n for n in range(count) if words[n // (8 * word)] >> n % (8 * word) & 1)
+
+    def percpu(self, vaddr: int, cpu: int) -> int:
+        """Address of processor `cpu`'s copy of the per-CPU variable whose symbol is at `vaddr`."""
+        offsets = self.find_symbol("__per_cpu_offset")
+        if offsets is None:
+            return vaddr
+        mask = (1 << 8 * self.space.word_size) - 1
+        return vaddr + self.space.read_word(offsets + cpu * self.space.word_size) & mask
+
+    def _of_runqueue(self, member: str) -> dict[int, int]:
+        """Processor to a pointer in its run queue; processors that cannot be read are left out."""
+        queues, offset = self.symbol("runqueues"), self.types.offset("rq", member)
+        found = {}
+        for cpu in self.cpus:
+            try:
+                pointer = self.space.read_word(self.percpu(queues, cpu) + offset)
+            except DumpfsError as exc:
+                note_problem(self.problems, f"processor {cpu}: no run queue: {exc}")
+                continue
+            if pointer:
+                found[cpu] = pointer
+        return found
+
+    def _notes(self) -> list[bytes]:
+        return [n.desc for n in self.kernel.notes if n.name == b"CORE" and n.type == NT_PRSTATUS]
+
+    def prstatus(self, cpu: int) -> bytes | None:
+        """Descriptor of the NT_PRSTATUS note of a processor, or None when the dump has none.
+
+        A kernel writes its notes in the order of the processors that are present, leaving out those that did not
+        stop; when some are left out, the pid in the note tells whose it is.
+        """
+        notes = self._notes()
+        if len(notes) == len(self.cpus):
+            return notes[self.cpus.index(cpu)] if cpu in self.cpus else None
+        arch = self.kernel.arch
+        task = next((t for t in self.tasks if t.running and t.cpu == cpu), None)
+        if arch is None or task is None or not task.pid:
+            return None
+        order = self.kernel.image.meta.byteorder
+        found = [desc for desc in notes if arch.prstatus.pid(desc, order) == task.pid]
+        return found[0] if len(found) == 1 else None
+
+    def cpu_registers(self, cpu: int) -> dict[str, int] | None:
+        """Registers of a processor by the names of its architecture, or None when the dump does not have them."""
+        desc = self.prstatus(cpu)
+        arch = self.kernel.arch
+        if desc is None or arch is None:
+            return None
+        return arch.prstatus.parse_registers(desc, self.kernel.image.meta.byteorder)
+
+    # -- tasks
+
+    @property
+    def task_reader(self) -> TaskReader:
+        """Reads task_structs."""
+        return self._once("task_reader", lambda: TaskReader(self.space, self.types, self.problems))
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Every task, idle ones first."""
+        return self._once("tasks", self._read_tasks)
+
+    def _read_tasks(self) -> tuple[Task, ...]:
+        init_task = self.symbol("init_task")
+        idle: dict[int, int] = {}
+        running: dict[int, int] = {}
+        try:
+            idle = self._of_runqueue("idle")
+            running = {vaddr: cpu for cpu, vaddr in self._of_runqueue("curr").items()}
+        except DumpfsError as exc:
+            note_problem(self.problems, f"idle and running tasks: {exc}")
+        return read_tasks(self.task_reader, init_task, idle, running)
+
+    def registers(self, task: Task) -> dict[str, int]:
+        """Registers of a task: its processor's when it was running, else those saved at its last switch.
+
+        Raises:
+            DumpfsError: they are not in the dump.
+        """
+        if task.running:
+            found = self.cpu_registers(task.cpu)
+            if found is None:
+                raise ViewError(f"the dump has no registers of processor {task.cpu}, which ran this task")
+            return found
+        return saved_registers(self.task_reader, task, self.kernel.machine)
+
+    # -- code
+
+    def lookup(self, vaddr: int) -> Symbol | None:
+        """The function or variable that covers an address, in the kernel itself or a module."""
+        return self.kallsyms.lookup(vaddr)
