@@ -201,8 +201,11 @@ def match_kernel(
 
     if mine and mine == told:
         return answer(True, "build-id", f"both have build-id {mine}")
-    if mine and mine == running_build_id:
-        return answer(True, "build-id", f"build-id {mine} is in the dump's memory", mine)
+    if mine and running_build_id:
+        if mine == running_build_id:
+            return answer(True, "build-id", f"build-id {mine} is in the dump's memory", mine)
+        why = f"its build-id is {mine}, the one in the dump's memory is {running_build_id}"
+        return answer(False, "build-id", why, running_build_id)
     banner = dump_banner.rstrip("\n")
     same = banner in identity.banners
     if mine and told and not same:
