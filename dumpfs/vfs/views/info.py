@@ -10,13 +10,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs import __version__
 from dumpfs.vfs.census import take_census
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import RenderedFile
+from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile
 from dumpfs.vfs.views.status import explain
+
+if TYPE_CHECKING:
+    from dumpfs.linux.kernel import Kernel
 
 SCHEMA = 1
 LEVEL_BITS = {1: "zero", 2: "cache", 4: "private cache", 8: "user", 16: "free"}
@@ -25,12 +28,17 @@ _NOT_META = ("header", "uts", "virtual_loads", "dump_level")
 
 
 @dataclass(slots=True)
-class InfoFile(RenderedFile):
+class InfoFile(BuiltFile):
     """Facts as JSON."""
 
     ABOUT: ClassVar[str] = (
         "what is known of the dump, for programs: header, kernel and where each fact came from, pages by state."
     )
+
+    @property
+    def ready(self) -> bool:
+        """See `FileNode.ready`."""
+        return self.content is not None or self.dump.image.meta.max_pfn <= INLINE_PFNS
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
@@ -76,10 +84,14 @@ def _file_size(path: str) -> int | None:
 
 def _kernel(dump: Dump) -> dict[str, object] | None:
     """Facts about the dumped kernel, or None when not even its architecture is known."""
-    kernel = dump.kernel
-    if kernel is None:
-        error = dump.kernel_error
-        return {"problems": [explain(error)]} if error is not None else None
+    if dump.kernel is not None:
+        return kernel_facts(dump.kernel)
+    error = dump.kernel_error
+    return {"problems": [explain(error)]} if error is not None else None
+
+
+def kernel_facts(kernel: Kernel) -> dict[str, object]:
+    """What is known of a kernel, as JSON types."""
     facts: dict[str, object] = {
         "machine": kernel.machine,
         "byteorder": kernel.byteorder,
