@@ -63,10 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
 def gather_facts(dump: Dump) -> dict[str, object]:
     """What /info.json has, and what costs more: the end of the log and a sample of the page records."""
-    from dumpfs.vfs.views.info import build_info
+    from dumpfs.vfs.views.info import build_info, kernel_facts
 
     facts = build_info(dump)
     panic, problem = read_panic(dump)
+    if dump.kernel is not None and not problem:
+        facts["kernel"] = kernel_facts(dump.kernel.deep)  # reading the log has searched for what was missing
     crash: dict[str, object] = {"panic": panic.headline} | asdict(panic) | {"problem": problem}
     return facts | {"crash": crash, "codecs": sample_codecs(dump.image)}
 

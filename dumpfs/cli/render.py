@@ -76,10 +76,12 @@ def _machine(facts: Facts) -> Iterator[tuple[str, str]]:
 def _level(dump: Facts) -> str:
     level, words = dump["level"], dump["level_excludes"]
     if level is None or words is None:
-        return "not said"
-    if not words:
-        return f"{level}: nothing is left out"
-    return f"{level}: left out are {', '.join(words)} pages"
+        return "not recorded in the file"
+    shared = "zero" in words and dump["format"] == "kdump"  # they stay in the file, once
+    left_out = [word for word in words if not (shared and word == "zero")]
+    parts = [f"left out are {', '.join(left_out)} pages"] if left_out else ["no page is left out"]
+    parts += ["zero pages share one copy"] if shared else []
+    return f"{level}: {'; '.join(parts)}"
 
 
 def _file(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -92,13 +94,8 @@ def _file(facts: Facts) -> Iterator[tuple[str, str]]:
     words += [dump["variant"]] if dump["variant"] else []
     words += [f"{8 * dump['word_size']}-bit {dump['byteorder']}-endian"]
     yield "format", ", ".join(words)
-    codecs = facts["codecs"]
-    total = sum(codecs.values())
-    mix = ", ".join(f"{name} {100 * n / total:.0f}%" for name, n in codecs.items())
-    asked = f"{dump['compression']} asked for" if dump["compression"] else ""
-    found = f"of {total} pages looked at: {mix}" if mix and dump["format"] == "kdump" else ""
-    if asked or found:
-        yield "compression", "; ".join(filter(None, (asked, found)))
+    if dump["format"] == "kdump":
+        yield "compression", _compression(facts)
     for name in ("stored", "excluded", "lost"):
         pages = facts["pages"][name]
         if pages or name == "stored":
@@ -106,6 +103,14 @@ def _file(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "page size", str(facts["page_size"])
     if dump["block_size"] != facts["page_size"]:
         yield "block size", f"{dump['block_size']}: a record of the file holds {_times(facts)} pages"
+
+
+def _compression(facts: Facts) -> str:
+    codecs = facts["codecs"]
+    total = sum(codecs.values())
+    mix = ", ".join(f"{name} {100 * n / total:.0f}%" for name, n in codecs.items())
+    asked = f"{facts['dump']['compression'] or 'unknown'} asked for"
+    return f"{asked}; of {total} pages looked at: {mix}" if mix else asked
 
 
 def _times(facts: Facts) -> int:
