@@ -30,6 +30,9 @@ PagesMode = Literal["auto", "list", "open"]
 _MAX_VMCOREINFO = 1 << 20
 """Bytes of a VMCOREINFO file; the kernel's own text has 4 KiB."""
 _SCAN_BYTES = 1 << 16
+_COUNTED_PFNS = 1 << 26
+"""Pages up to which counting bits takes no more than 20 ms."""
+_SAMPLES, _SAMPLE_BYTES = 128, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +302,17 @@ class Dump:
         phys, meta = self.phys, self.image.meta
         scale = meta.block_size // phys.page_size
         return (meta.first_paddr >> phys.page_shift) + last_member_stop(self.image.ram) * scale
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of pages in the dump, decoded; for a large dump an estimate from samples of its bitmap."""
+        stored, page_size = self.phys.stored, self.phys.page_size
+        if self.stop_pfn <= _COUNTED_PFNS:
+            return stored.count() * page_size
+        size = (self.stop_pfn + 7) // 8
+        step = size // _SAMPLES
+        found = sum(int.from_bytes(stored.read_bits(i * step, _SAMPLE_BYTES)).bit_count() for i in range(_SAMPLES))
+        return found * size // (_SAMPLES * _SAMPLE_BYTES) * page_size
 
     @cached_property
     def memory_size(self) -> int:

@@ -23,8 +23,7 @@ class HmemFile(DumpFile):
 
     def stored_bytes(self) -> int:
         """See `FileNode.stored_bytes`."""
-        phys = self.dump.phys
-        return phys.stored.count() * phys.page_size
+        return self.dump.stored_bytes
 
     def read(self, offset: int, size: int) -> bytes:
         """See `FileNode.read`."""

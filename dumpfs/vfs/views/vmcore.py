@@ -98,8 +98,7 @@ class VmcoreFile(DumpFile):
 
     def stored_bytes(self) -> int:
         """See `FileNode.stored_bytes`."""
-        phys = self.dump.phys
-        return phys.stored.count() * phys.page_size
+        return self.dump.stored_bytes
 
     def read(self, offset: int, size: int) -> bytes:
         """See `FileNode.read`."""
