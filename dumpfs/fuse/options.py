@@ -183,6 +183,11 @@ OPTIONS: tuple[Option, ...] = (
 _BY_NAME = {option.name: option for option in OPTIONS}
 
 
+def is_option(name: str) -> bool:
+    """Whether an option of that name exists."""
+    return name in _BY_NAME
+
+
 def split_options(texts: Iterable[str]) -> list[str]:
     r"""The single options of some comma-separated lists; `\,` and `\\` stand for a comma and a backslash."""
     found = []

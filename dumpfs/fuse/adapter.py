@@ -1,0 +1,354 @@
+"""FUSE requests turned into calls of nodes, and what nodes say turned into attributes and error numbers.
+
+Only adapts a protocol: what the files are is defined in `dumpfs.vfs`. Handlers run inline in the one thread of a
+worker process, so they are short; the exception are files that are not `ready`, whose handlers wait for the
+`Publisher` while other requests go on.
+
+Nothing is kept per inode: inode numbers are arithmetic, a file handle is the inode number, and `forget` has nothing
+to do. Several workers may answer the requests of one open file.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
+
+from dumpfs.errors import DumpfsError, PageError
+from dumpfs.fuse.eventloop import EventLoop
+from dumpfs.fuse.publish import Publisher
+from dumpfs.vfs.counters import Count, SharedCounters
+from dumpfs.vfs.node import DirNode, FileNode, Node
+
+_LOG = logging.getLogger("dumpfs")
+
+_FOREVER = 86400.0 * 365
+"""Seconds that the kernel may keep what it was told: a dump does not change."""
+_STAT_BLOCK = 512
+"""Unit of st_blocks, whatever the block size."""
+_STATFS_BLOCK = 4096
+_SMALL_READ = 64 << 10
+"""Largest read of somebody who looks at single pages; see `EventLoop.linger`."""
+_KEPT_NODES = 1024
+"""Files in use whose nodes a worker keeps, so that a read need not find its node again."""
+_PUBLISH_EVERY = 64
+"""Reads between two looks at the cache's counters."""
+_MAX_COMPLAINTS = 1000
+"""Different messages that a worker logs about failing files."""
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+
+# Plain integers: an enumeration's members cost a look-up of their own in every read.
+_REQUESTS, _READS, _BYTES = int(Count.REQUESTS), int(Count.READS), int(Count.BYTES)
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+class TreeLike(Protocol):
+    """What the adapter needs of `vfs.tree.Tree`."""
+
+    root: Any
+    """The root directory, a `DirNode`."""
+
+    @property
+    def times_ns(self) -> int:
+        """Time stamp of every file, in nanoseconds since the epoch."""
+
+    def node(self, ino: int) -> Node:
+        """The node with that inode number; LookupError when there is none."""
+
+
+class Ownership(Protocol):
+    """Who owns the files and what others may; `options.MountOptions` is one."""
+
+    @property
+    def uid(self) -> int:
+        """Owner."""
+
+    @property
+    def gid(self) -> int:
+        """Group."""
+
+    @property
+    def umask(self) -> int:
+        """Permission bits to take away from 0444 and 0555."""
+
+
+def _translated(handler: _Handler) -> _Handler:
+    """The one translator: whatever a handler raises becomes an error number, for anything else ends the mount."""
+
+    @functools.wraps(handler)
+    async def wrapper(self: Adapter, *args: Any) -> Any:  # noqa: ANN401  # handlers of every signature
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except DumpfsError as exc:
+            self.complain(exc)
+            raise FUSEError(exc.errno) from exc
+        except Exception as exc:
+            self.counters.mine[Count.BUGS] += 1
+            _LOG.exception("unexpected error in %s%r", handler.__name__, args[:1])
+            raise FUSEError(errno.EIO) from exc
+
+    return wrapper  # type: ignore[return-value]  # it has the handler's signature
+
+
+class Adapter(pyfuse3.Operations):
+    """The handlers of one mount.
+
+    Args:
+        tree: the files.
+        counters: where requests and bad pages are counted.
+        owner: who owns the files.
+        loop: the workers' event loop.
+        total_bytes: size of the dump's files, for statfs.
+        on_init: called when the kernel has greeted.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(
+        self,
+        tree: TreeLike,
+        counters: SharedCounters,
+        owner: Ownership,
+        loop: EventLoop,
+        *,
+        total_bytes: int = 0,
+        on_init: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tree = tree
+        self.counters = counters
+        self.loop = loop
+        self._publisher = Publisher(loop, self._count_build)
+        self._on_init = on_init
+        self._total_bytes = total_bytes
+        self._nodes: dict[int, FileNode] = {}
+        self._complaints: set[str] = set()
+        # Replies are sent before any other handler runs, so the attributes of all can share their memory.
+        self._file_attributes = self._template(stat.S_IFREG | 0o444 & ~owner.umask, owner)
+        self._dir_attributes = self._template(stat.S_IFDIR | 0o555 & ~owner.umask, owner)
+
+    def _template(self, mode: int, owner: Ownership) -> EntryAttributes:
+        attributes = EntryAttributes()
+        attributes.st_mode = pyfuse3.ModeT(mode)
+        attributes.st_uid = owner.uid
+        attributes.st_gid = owner.gid
+        attributes.st_blksize = _STATFS_BLOCK
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self.tree.times_ns
+        return attributes
+
+    def init(self) -> None:
+        """The kernel has greeted; the answer is sent when this returns."""
+        if self._on_init is not None:
+            self._on_init()
+
+    def _count_build(self) -> None:
+        self.counters.mine[Count.BUILT] += 1
+
+    def complain(self, error: DumpfsError) -> None:
+        """Count an error that a file gave as its own, and log it if it is news."""
+        self.counters.mine[Count.ERRORS] += 1
+        if isinstance(error, PageError):
+            if self.counters.bad_page(error):
+                _LOG.warning("%s", error.message)
+            return
+        news = error.errno == errno.EIO and error.message not in self._complaints
+        if news and len(self._complaints) < _MAX_COMPLAINTS:
+            self._complaints.add(error.message)
+            _LOG.warning("%s", error.message)
+
+    # -- nodes
+
+    def _node(self, ino: int) -> Node:
+        self.counters.mine[_REQUESTS] += 1
+        try:
+            return self.tree.node(ino)
+        except LookupError as exc:
+            raise FUSEError(errno.ESTALE) from exc
+
+    def _dir(self, ino: int) -> DirNode:
+        node = self._node(ino)
+        if not isinstance(node, DirNode):
+            raise FUSEError(errno.ENOTDIR)
+        return node
+
+    async def _file(self, ino: int) -> FileNode:
+        """The node of a file in use, ready to be read."""
+        node = self._node(ino)
+        if not isinstance(node, FileNode):
+            raise FUSEError(errno.EISDIR)
+        if not node.ready:
+            await self._publisher.prepare(node)
+        if len(self._nodes) >= _KEPT_NODES:
+            self._nodes.clear()
+        self._nodes[ino] = node
+        return node
+
+    def _attributes(self, node: Node, *, listed: bool = False) -> EntryAttributes:
+        """Attributes of a node; a file whose size is not known (yet) has 0, which nobody may keep.
+
+        The kernel asks for the attributes again before it believes in such a size, and `getattr` then tells.
+        """
+        if isinstance(node, DirNode):
+            attributes = self._dir_attributes
+            attributes.st_ino = pyfuse3.InodeT(node.ino)
+            attributes.st_nlink = 2 + (0 if listed else node.subdirectories())
+            attributes.entry_timeout = _FOREVER
+            attributes.attr_timeout = 0 if listed else _FOREVER
+            return attributes
+        attributes = self._file_attributes
+        size = stored = 0
+        known = False
+        if isinstance(node, FileNode) and not node.volatile and node.ready:
+            try:
+                size = node.size()
+                stored = node.stored_bytes()
+                known = True
+            except DumpfsError as exc:
+                self.complain(exc)  # `open` will say it to whoever wants the file
+        attributes.st_ino = pyfuse3.InodeT(node.ino)
+        attributes.st_size = size
+        attributes.st_blocks = -(-stored // _STAT_BLOCK)
+        attributes.entry_timeout = _FOREVER
+        attributes.attr_timeout = _FOREVER if known else 0
+        return attributes
+
+    # -- requests about names and attributes
+
+    @_translated
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Find an entry."""
+        node = self._dir(parent_inode).lookup(os.fsdecode(name))
+        if node is None:
+            raise FUSEError(errno.ENOENT)
+        return self._attributes(node)
+
+    @_translated
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """Attributes, with the true size: a slow file is built for it."""
+        node = self._node(inode)
+        if isinstance(node, FileNode) and not node.ready and not node.volatile:
+            try:
+                await self._publisher.prepare(node)
+            except DumpfsError as exc:
+                self.complain(exc)
+        return self._attributes(node)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Nothing is kept per inode."""
+
+    @_translated
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """One extended attribute."""
+        if not name.startswith(b"user."):
+            raise FUSEError(errno.ENODATA)  # asked for by ls, security modules and others for every file
+        node = self._node(inode)
+        value = node.xattrs().get(os.fsdecode(name)) if isinstance(node, FileNode) else None
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value
+
+    @_translated
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """Names of the extended attributes."""
+        node = self._node(inode)
+        return [os.fsencode(name) for name in node.xattrs()] if isinstance(node, FileNode) else []
+
+    @_translated
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        """The kernel checks modes itself (default_permissions); nobody may write."""
+        if mode & os.W_OK:
+            raise FUSEError(errno.EROFS)
+        return True
+
+    @_translated
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Sizes of the file system: the dump's files, with no room left."""
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = _STATFS_BLOCK
+        data.f_blocks = -(-self._total_bytes // _STATFS_BLOCK)
+        data.f_namemax = 255
+        return data
+
+    # -- directories
+
+    @_translated
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """Open a directory; its handle is its inode number."""
+        return self._dir(inode).ino
+
+    @_translated
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        """List entries after position `start_id`, as many as fit.
+
+        A bare inode number stands for a file among a million; its size is asked for when somebody wants it.
+        """
+        reply = pyfuse3.readdir_reply
+        page = self._file_attributes
+        bare = False
+        for cookie, name, node in self._dir(fh).entries(start_id):
+            if isinstance(node, int):
+                if not bare:
+                    page.st_size = page.st_blocks = 0
+                    page.entry_timeout = page.attr_timeout = 0
+                    bare = True
+                page.st_ino = node
+                if not reply(token, name.encode(), page, cookie):
+                    return
+            else:
+                bare = False
+                if not reply(token, os.fsencode(name), self._attributes(node, listed=True), cookie):
+                    return
+
+    # -- files
+
+    @_translated
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Open a file for reading; its handle is its inode number."""
+        if flags & _WRITING:
+            raise FUSEError(errno.EROFS)
+        node = await self._file(inode)
+        node.check_open()
+        if node.volatile:
+            return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
+        # The page cache is worth having, except to those who ask to go past it; mmap needs it.
+        return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=bool(flags & os.O_DIRECT), keep_cache=True)
+
+    @_translated
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read; the hot path. A byte that cannot be had fails the whole request, for a short answer ends the file."""
+        node = self._nodes.get(fh)
+        if node is None:
+            node = await self._file(fh)
+        data = node.read(off, size)
+        mine = self.counters.mine
+        reads = mine[_READS] = mine[_READS] + 1
+        mine[_BYTES] += len(data)
+        if not reads % _PUBLISH_EVERY or node.volatile:
+            self.counters.publish()
+        self.loop.linger = size <= _SMALL_READ
+        return data
+
+    async def release(self, fh: int) -> None:
+        """Nothing is kept per open file."""
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing is kept per open directory."""
+
+    @_translated
+    async def _refuse(self, *_: object) -> None:
+        raise FUSEError(errno.EROFS)
+
+    setattr = mknod = mkdir = unlink = rmdir = symlink = rename = link = _refuse  # type: ignore[assignment]
+    write = create = setxattr = removexattr = _refuse  # type: ignore[assignment]

@@ -1,0 +1,82 @@
+"""Where a mount's messages go: the terminal in the foreground, else syslog (so the journal), or a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from dumpfs.errors import SourceError
+
+LOGGER = "dumpfs"
+_SYSLOG_SOCKET = "/dev/log"
+_FORMAT = "%(asctime)s dumpfs[%(process)d]: %(levelname)s: %(message)s"
+
+
+class SyslogHandler(logging.Handler):
+    """Sends records to syslog(3), each line of a traceback by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import syslog
+
+        self._send = syslog.syslog
+        self._priorities = (
+            (logging.ERROR, syslog.LOG_ERR),
+            (logging.WARNING, syslog.LOG_WARNING),
+            (logging.INFO, syslog.LOG_INFO),
+            (logging.NOTSET, syslog.LOG_DEBUG),
+        )
+        syslog.openlog("dumpfs", syslog.LOG_PID, syslog.LOG_DAEMON)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        priority = next(value for level, value in self._priorities if record.levelno >= level)
+        for line in self.format(record).splitlines():
+            self._send(priority, line.replace("\0", " "))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for pyfuse3's complaint that whoever asked did not wait for the answer, which is no error of ours."""
+    return "fuse_reply_*" not in str(record.msg)
+
+
+def can_syslog() -> bool:
+    """Whether anybody listens for syslog messages here."""
+    return os.path.exists(_SYSLOG_SOCKET)
+
+
+def set_up(path: str | None, *, foreground: bool, debug: bool = False) -> None:
+    """Send the log where it belongs, for this process and those it forks.
+
+    Args:
+        path: absolute path of a log file, or None.
+        foreground: log to stderr as well.
+        debug: log everything.
+
+    Raises:
+        SourceError: the file cannot be opened for writing.
+    """
+    handlers: list[logging.Handler] = []
+    if path is not None:
+        try:
+            handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+        except OSError as exc:
+            raise SourceError(path, exc.strerror or str(exc), hint="-o log= names a file to append to") from exc
+    if foreground:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    elif path is None and can_syslog():
+        handlers.append(SyslogHandler())
+    if not handlers:
+        handlers.append(logging.NullHandler())
+    logging.raiseExceptions = False  # a full disk under the log file is no reason for tracebacks on stderr
+    for handler in handlers:
+        if not isinstance(handler, SyslogHandler):
+            handler.setFormatter(logging.Formatter(_FORMAT))
+        if not debug:
+            handler.addFilter(_is_news)
+    for name in (LOGGER, "pyfuse3"):
+        logger = logging.getLogger(name)
+        logger.handlers = list(handlers)
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG if debug else logging.INFO if name == LOGGER else logging.WARNING)

@@ -1,0 +1,72 @@
+"""Small things about processes that the standard library lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+_LOG = logging.getLogger("dumpfs")
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent: int, signum: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send `signum` to this process when its parent ends, however it ends.
+
+    Args:
+        parent: process id of the parent as it was before the fork; when it is gone already, this process ends.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(128 + signum)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists (a zombie does)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def render_exit(status: int) -> str:
+    """What `os.waitpid`'s status says, for people: 'was killed by signal 9 (SIGKILL)', 'ended with exit code 1'."""
+    if os.WIFSIGNALED(status):
+        signum = os.WTERMSIG(status)
+        try:
+            name = f" ({signal.Signals(signum).name})"
+        except ValueError:
+            name = ""  # a real-time signal
+        return f"was killed by signal {signum}{name}"
+    return f"ended with exit code {os.WEXITSTATUS(status)}"
+
+
+def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals) -> int:
+    """Fork a process that runs `target` and ends with the exit code it returns; its process id.
+
+    The child never returns into its parent's frames, has no exit handlers and flushes no buffer it shares with its
+    parent. An exception is logged with its traceback and ends it with exit code 1.
+
+    Args:
+        target: what the child does.
+        on_parent_death: the signal that the child gets when this process ends.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)  # of our parent's event loop
+        die_with_parent(parent, on_parent_death)
+        code = target()
+    except BaseException:  # noqa: BLE001  # whatever it is, it must not unwind into the parent's code
+        _LOG.exception("unexpected error in process %d", os.getpid())
+    finally:
+        os._exit(code)
