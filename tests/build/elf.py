@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tests.build.model import Built, Kind, Memory, Page
 
@@ -46,6 +47,14 @@ class Segment:
     same_as: int | None = None
     """Share the file range of an earlier segment, by index, from `same_offset` on."""
     same_offset: int = 0
+
+    def __repr__(self) -> str:
+        shared = "" if self.same_as is None else f" in {self.same_as} at {self.same_offset:#x}"
+        return f"<{self.paddr:#x}+{self.size:#x}, {len(self.data):#x} in the file{shared}, at {self.vaddr:#x}>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What hypothesis prints."""
+        printer.text(repr(self))
 
     @property
     def size(self) -> int:
@@ -179,12 +188,11 @@ def memory_of(segments: list[Segment], block_size: int = 4096) -> Memory:
             content = segment.data[low - segment.paddr : max(file_stop - segment.paddr, 0)]
             whole = low == base and ram_stop == base + block_size
             padded = (bytes(low - base) + content).ljust(block_size, b"\0")
+            extent = None if whole else (low - base, ram_stop - base)
             if not content:
-                page = Page(bytes(block_size), Kind.EXCLUDED)
-            elif whole:
-                page = Page(padded)
+                page = Page(bytes(block_size), Kind.EXCLUDED, extent=extent)
             else:
-                page = Page(padded, Kind.PARTIAL, extent=(low - base, ram_stop - base))
+                page = Page(padded, Kind.STORED if whole else Kind.PARTIAL, extent=extent)
             old = pages.get(pfn)
             pages[pfn] = page if old is None else _merged(old, page, block_size)
     stop = max((s.paddr + s.size for s in segments if s.size), default=0)
@@ -197,7 +205,7 @@ def _merged(old: Page, new: Page, block_size: int) -> Page:
         return old if old.kind is Kind.STORED else new
     if Kind.EXCLUDED in (old.kind, new.kind):
         return old if new.kind is Kind.EXCLUDED else new
-    assert old.extent is not None
+    assert old.extent is not None  # both are partial
     assert new.extent is not None
     data = bytes(a | b for a, b in zip(old.data, new.data, strict=True))
     extent = (min(old.extent[0], new.extent[0]), max(old.extent[1], new.extent[1]))

@@ -33,7 +33,7 @@ class Page:
     descriptor: tuple[int, int, int] | None = None
     """Overrides the whole descriptor: (offset, size, flags). For broken pages."""
     extent: tuple[int, int] | None = None
-    """PARTIAL: the `[first, stop)` bytes that are RAM."""
+    """The `[first, stop)` bytes that are RAM, of a page in which RAM begins or ends."""
 
     def __repr__(self) -> str:
         extras = [str(x) for x in (self.stored_form, self.descriptor, self.extent) if x is not None]

@@ -63,13 +63,15 @@ def check_sets(image: DumpImage, memory: Memory, stored: list[int] | None = None
     if stored is None:
         stored = memory.where(*_CONTENT)
     assert [pfn for pfn in sorted(memory.pages) if pfn in image.stored] == stored
+    assert set(memory.where(Kind.LOST)) <= {p for run in image.lost.runs() for p in range(*run)}
+    assert not {pfn for pfn in stored if pfn in image.lost}
     assert [p for run in image.stored.runs() for p in range(*run)] == stored
     assert image.stored.count() == len(stored)
     for i, pfn in enumerate(stored):
         assert image.stored.rank(pfn) == i
     expected = int.from_bytes(memory.bits(stored), "little")
     assert int.from_bytes(image.stored.read_bits(0, 1 << 20), "little") == expected
-    partial = {p: page.extent for p, page in memory.pages.items() if page.kind is Kind.PARTIAL}
+    partial = {p: page.extent for p, page in memory.pages.items() if page.extent is not None}
     assert dict(image.partial) == partial
 
 

@@ -88,10 +88,10 @@ def check_cut(image: KdumpImage, memory: Memory, built: Built, cut: int) -> None
     Zero pages behind it, whose shared copy is still there, can be read; the set of stored pages leaves them out.
     """
     lost = {p for p, (offset, size) in built.blobs.items() if built.descriptors[p] + 24 > cut or offset + size > cut}
-    first = min(lost, default=memory.max_pfn)
+    unlisted = {p for p in built.blobs if p >= min(lost, default=memory.max_pfn)}
     cut_memory = memory.changed(lost, Kind.LOST)
-    assert image.meta.complete == (not lost)
-    checks.check_image(image, cut_memory, stored=[p for p in cut_memory.where(Kind.STORED) if p < first])
+    assert image.meta.complete == (not lost and cut >= built.places["descriptors"])
+    checks.check_image(image, cut_memory, stored=[p for p in memory.where(Kind.STORED) if p not in unlisted])
 
 
 @settings(max_examples=60)
@@ -102,6 +102,21 @@ def test_pages_behind_the_cut_of_a_copy_are_lost(memory, spec, where):
     start = built.places["descriptors"]
     cut = start + int((len(built.data) - start) * where)
     check_cut(open_kdump(built.data[:cut]), memory, built, cut)
+
+
+@settings(max_examples=40)
+@given(memories(), kdump_specs(), st.floats(0, 1))
+def test_a_copy_that_ends_in_its_bitmaps_has_lost_all_pages(memory, spec, where):
+    """Which pages were left out on purpose is not known then, and zeros must not stand for them."""
+    built = build_kdump(memory, spec)
+    first, stop = built.places["bitmap1"], built.places["descriptors"]
+    cut = first + int((stop - 1 - first) * where)
+    known = 8 * (cut - first)
+    pages = {p: replace(page, kind=Kind.LOST) for p, page in memory.pages.items() if p < known}
+    image = open_kdump(built.data[:cut])
+    assert not image.meta.complete
+    assert image.meta.incomplete_reason
+    checks.check_image(image, replace(memory, pages=pages))
 
 
 @settings(max_examples=60)
@@ -138,16 +153,28 @@ def test_a_missing_part_loses_only_its_own_pages(memory, spec, cuts, which):
     checks.check_image(image, memory.changed(lost, Kind.LOST))
 
 
-@settings(max_examples=25)
-@given(memories(), kdump_specs(), st.integers(0, 33000), st.floats(0, 1))
-def test_a_part_that_is_cut_loses_only_its_own_pages(memory, spec, cut_pfn, where):
+@settings(max_examples=40)
+@given(
+    memories(),
+    kdump_specs(),
+    st.lists(st.integers(0, 33000), max_size=3),
+    st.integers(0, 9),
+    st.sampled_from(["bitmap1", "descriptors", "pages"]),
+    st.floats(0, 1),
+)
+def test_a_part_that_is_cut_loses_only_its_own_pages(memory, spec, cuts, which, place, where):
     spec = replace(spec, version=max(spec.version, 2), eraseinfo=b"", shuffle=None)
-    bounds = sorted({0, memory.max_pfn, cut_pfn % memory.max_pfn})
+    bounds = sorted({0, memory.max_pfn, *(c % memory.max_pfn for c in cuts)})
+    if len(bounds) == 2 and place == "bitmap1":
+        return  # the only part: nobody else has the bitmaps
     parts = split_parts(memory, spec, bounds)
-    last = parts[-1]
-    start = last.places["descriptors"]
-    cut = start + int((len(last.data) - start) * where)
-    check_cut(open_kdump(*(b.data for b in parts[:-1]), last.data[:cut]), memory, last, cut)
+    which %= len(parts)
+    built = parts[which]
+    start = built.places[place]
+    cut = start + int((len(built.data) - start) * where)
+    files = [b.data for b in parts]
+    files[which] = built.data[:cut]
+    check_cut(open_kdump(*files), memory, built, cut)
 
 
 @settings(max_examples=40)

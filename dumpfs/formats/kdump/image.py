@@ -45,10 +45,15 @@ class KdumpImage:
         )
         self._sources = [source for _, source in headers]
         check_set(headers)
-        header, source = headers[0]
+        header = headers[0][0]
         self._header = header
-        self._ram_bits = open_bitmap(source, header, 0)
-        self._bits = open_bitmap(source, header, 1) if header.has_two_bitmaps else self._ram_bits
+        # Every part has both bitmaps, but for one that was cut before their end. Of a dump that has only such, no page
+        # is there and which were left out on purpose is not known: all of RAM is lost then, nothing excluded.
+        whole_headers = [(h, s) for h, s in headers if s.size >= h.descriptor_offset]
+        bits_header, bits_source = (whole_headers or headers)[0]
+        self._ram_bits = open_bitmap(bits_source, bits_header, 0)
+        two = header.has_two_bitmaps and bool(whole_headers)
+        self._bits = open_bitmap(bits_source, bits_header, 1) if two else self._ram_bits
         self.ram: PfnSet = self._ram_bits
         self._notices = [notice for h, _ in headers for notice in h.notices]
         self._parts = [open_part(h, s, self._bits) for h, s in headers]

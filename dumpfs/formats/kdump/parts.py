@@ -18,10 +18,8 @@ from dumpfs.ranges import RangeSet
 from dumpfs.sources.base import ByteSource
 from dumpfs.units import PageState, Pfn
 
-_TAIL_DESCRIPTORS = 512
-"""Descriptors looked at to tell whether a file was cut short: its last pages lie at its end."""
-_MAX_ZERO_TAIL = 1 << 20
-"""Zero pages that are passed over to find them: 4 GiB of memory, 24 MB of descriptors, 40 ms."""
+_ROW = 512
+"""Descriptors looked at together; also how many tell, at the end of the table, whether a file was cut short."""
 _MAX_NAMED_GAPS = 4
 
 
@@ -130,10 +128,13 @@ def _written_until(part: Part, bits: Bitmap) -> tuple[Pfn, str]:
     if size < header.descriptor_offset:
         place = "in its bitmaps" if size > header.bitmap_offset else "before its bitmaps"
         return part.start, f"the file is cut short {place}, at {size} of at least {header.descriptor_offset} bytes"
-    data_offset = _data_offset(header, bits)
-    if not flagged and not _looks_cut(part, data_offset):
-        return part.stop, ""
-    written = _first_missing(table, data_offset)
+    try:
+        search = _Written(part, _data_offset(header, bits))
+        if not flagged and not search.looks_cut():
+            return part.stop, ""
+        written = search.first_missing()
+    except SourceError:
+        written = count  # a bad sector in the table is each page's own trouble
     why = "flagged incomplete by its writer" if flagged else "the file is cut short"
     if written >= count:
         return part.stop, f"{why}, though every page is there" if flagged else ""
@@ -145,58 +146,63 @@ def _data_offset(header: KdumpHeader, bits: Bitmap) -> int:
     return header.descriptor_offset + DESCRIPTOR_BYTES * bits.count()
 
 
-def _looks_cut(part: Part, data_offset: int) -> bool:
-    """Whether a part's last pages lie beyond the end of the file.
+class _Written:
+    """Looks for the first page of a part that is not in its file; raises SourceError.
 
-    Memory may end with a long row of zero pages, which share one page at the start of the data and say nothing: the
-    last pages before them are looked at.
-    """
-    header, table = part.header, part.table
-    shared = DESCRIPTOR.build(header.abi, {"offset": data_offset, "size": header.block_size})
-    stop = table.count
-    try:
-        for _ in range(_MAX_ZERO_TAIL // _TAIL_DESCRIPTORS):
-            first = max(stop - _TAIL_DESCRIPTORS, 0)
-            tail = table.source.read_at(
-                header.descriptor_offset + first * DESCRIPTOR_BYTES, (stop - first) * len(shared)
-            )
-            if not first or tail != shared * (stop - first):
-                break
-            stop = first
-        return any(table.check(*table.descriptor(i))[0] is PageState.LOST for i in range(first, stop))
-    except SourceError:
-        return False  # a bad sector there is each page's own trouble
-
-
-def _first_missing(table: PageTable, data_offset: int) -> int:
-    """Index of the first page that is not in the file; they are written in order, so a bisection finds it.
-
-    Zero pages share the first page of the data, so one of them says nothing about its neighbours unless even that is
-    missing: the next page that has data of its own is asked instead. What the bisection finds is therefore a missing
-    page or a zero page not far before it.
+    Pages are written in order, so a bisection finds it, but zero pages share the first page of the data and say
+    nothing of their neighbours: only pages with data of their own are asked. Rows of zero pages are passed over by
+    comparing bytes, so that those of a machine full of them take milliseconds.
     """
 
-    def lost(index: int) -> bool:
+    def __init__(self, part: Part, data_offset: int) -> None:
+        self._part = part
+        self._count = part.table.count
+        shared = DESCRIPTOR.build(part.header.abi, {"offset": data_offset, "size": part.header.block_size})
+        self._zero_row = shared * _ROW
+
+    def _is_zero_row(self, first: int, stop: int) -> bool:
+        header, source = self._part.header, self._part.table.source
+        size = (stop - first) * DESCRIPTOR_BYTES
+        return source.read_at(header.descriptor_offset + first * DESCRIPTOR_BYTES, size) == self._zero_row[:size]
+
+    def _lost(self, index: int) -> bool:
+        table = self._part.table
         return table.check(*table.descriptor(index))[0] is PageState.LOST
 
-    def missing(index: int) -> bool:
-        for i in range(index, min(index + _TAIL_DESCRIPTORS, table.count)):
-            if lost(i):
-                return True
-            if table.descriptor(i)[0] != data_offset:
-                return False
-        return False
+    def own_stop(self) -> int:
+        """One past the last row of pages that is not all zero pages."""
+        stop = self._count
+        while stop and self._is_zero_row(max(stop - _ROW, 0), stop):
+            stop = max(stop - _ROW, 0)
+        return stop
 
-    low, high = 0, table.count
-    try:
+    def looks_cut(self) -> bool:
+        """Whether the last pages that have data of their own lie beyond the end of the file."""
+        stop = self.own_stop()
+        return any(self._lost(i) for i in range(max(stop - _ROW, 0), stop)) or (self._count > 0 and self._lost(0))
+
+    def first_missing(self) -> int:
+        """Index of the first page that is missing; the number of pages when none is."""
+        if self._count and self._lost(0):
+            return 0
+        found = self._count
+        low, high = 0, self.own_stop()
         while low < high:
             middle = (low + high) // 2
-            if missing(middle):
+            own = self._next_own(middle, high)
+            if own == high:
                 high = middle
+            elif self._lost(own):
+                found, high = own, middle
             else:
-                low = middle + 1
-        while low < table.count and not lost(low):
-            low += 1
-    except SourceError:
-        return table.count  # the table cannot be read everywhere: each page tells for itself
-    return low
+                low = own + 1
+        return found
+
+    def _next_own(self, first: int, stop: int) -> int:
+        """Index of the first page in `[first, stop)` with data of its own, or `stop`."""
+        while first < stop:
+            end = min(first + _ROW, stop)
+            if not self._is_zero_row(first, end):
+                return next(i for i in range(first, end) if not self._is_zero_row(i, i + 1))
+            first = end
+        return stop
