@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dumpfs.arch.walk import PageTables
-from dumpfs.errors import PageError, TranslationError
+from dumpfs.errors import AbsentPageError, PageError, TranslationError
 from dumpfs.formats.base import DumpMeta
 from dumpfs.memory.physical import PhysMemory
 from dumpfs.memory.virtual import LinearMap
@@ -162,11 +162,12 @@ def arch_for(machine: str) -> Arch | None:
 def translates_to_itself(tables: PageTables, vaddr: int, paddr: int) -> bool | None:
     """Whether the tables map `vaddr` to `paddr`; None when a table is not in the dump.
 
-    The address of the tables themselves is the usual choice: tables found at the wrong place do not map it back.
+    The address of the tables themselves is the usual choice: tables found at the wrong place do not map it back, and
+    a table where there is no RAM is at the wrong place.
     """
     try:
         return tables.translate(vaddr)[0] == paddr
-    except TranslationError:
+    except (TranslationError, AbsentPageError):
         return False
     except PageError:
         return None
@@ -200,7 +201,7 @@ def map_is_right(tables: PageTables, linear: LinearMap, paddrs: Iterable[int]) -
         else:
             try:
                 tables.translate(linear.vaddr + paddr - linear.paddr)
-            except TranslationError:
+            except (TranslationError, AbsentPageError):
                 continue  # not mapped: a device's range, or the map is wrong altogether
             return False
     return True if confirmed else None if missing else False

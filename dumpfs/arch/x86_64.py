@@ -223,10 +223,11 @@ def _find_text(facts: LayoutFacts, layout: KernelLayout) -> None:
     limit = (info.number("KERNEL_IMAGE_SIZE") if info is not None else None) or DEFAULT_IMAGE_SIZE
     limit = min(max(limit, _PMD), DEFAULT_IMAGE_SIZE)
     start = size = 0
-    for vaddr, paddr, memsz in facts.meta.virtual_loads:
-        inside = START_KERNEL_MAP <= vaddr < START_KERNEL_MAP + limit and memsz > size
+    for vaddr, paddr, memsz in sorted(facts.meta.virtual_loads):  # makedumpfile -E may have cut it into several
+        inside = vaddr >= START_KERNEL_MAP and vaddr + memsz <= START_KERNEL_MAP + limit
         if inside and paddr - (vaddr - START_KERNEL_MAP) == layout.phys_base:
-            start, size = vaddr, memsz
+            start = start or vaddr
+            size = max(size, vaddr + memsz - start)
             layout.origins["text"] = "the kernel text PT_LOAD"
     stext = info.symbol("_stext") if info is not None else None
     if layout.tables is not None and (not size or (stext is not None and not start <= stext < start + size)):

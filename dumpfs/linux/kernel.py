@@ -272,7 +272,7 @@ class _Draft:
             return KernelLayout()
         try:
             layout = arch.build_layout(facts)
-        except VmcoreinfoError as exc:
+        except DumpfsError as exc:
             self.problems.append(str(exc))
             return KernelLayout()
         self.problems += layout.problems

@@ -72,6 +72,8 @@ _LENGTHS = {
 }
 _UNITS = ("kernel/printk/printk.c", "kernel/printk.c", "kernel/printk/printk_ringbuffer.c", "init/version.c")
 """Compilation units whose DWARF is read: together they know all of `_TYPES`."""
+_MAX_UNITS = 4096
+"""Units imported by one, directly or not."""
 _MAX_SECTION = 256 << 20
 """Bytes of a symbol table, its names, or BTF."""
 _SYMBOL_LINE = re.compile(rb"^(SYMBOL\([^)\n]*\))=([0-9a-fA-F]+)$", re.MULTILINE)
@@ -223,7 +225,7 @@ class _BtfTypes:
 
     def length(self, name: str, member: str) -> int | None:
         found = self._member(name, member)
-        return None if found is None else found.count
+        return None if found is None else found.length
 
 
 class _DwarfTypes:
@@ -236,12 +238,21 @@ class _DwarfTypes:
                 self._collect(unit)
 
     def _collect(self, unit: CompileUnit) -> None:
-        for die in unit.get_top_DIE().iter_children():
-            if die.tag not in ("DW_TAG_structure_type", "DW_TAG_typedef") or "DW_AT_declaration" in die.attributes:
+        """Structs and typedefs of a unit; dwz moves those of several units into units that these import."""
+        tops = [unit.get_top_DIE()]
+        seen: set[int] = set()
+        while tops and len(seen) < _MAX_UNITS:
+            top = tops.pop()
+            if top.offset in seen:
                 continue
-            name = _attribute(die, "DW_AT_name", _text)
-            if name in _TYPES:
-                self._dies.setdefault(name, die)
+            seen.add(top.offset)
+            for die in top.iter_children():
+                if die.tag == "DW_TAG_imported_unit":
+                    tops.append(die.get_DIE_from_attribute("DW_AT_import"))
+                elif die.tag in ("DW_TAG_structure_type", "DW_TAG_typedef"):
+                    name = _attribute(die, "DW_AT_name", _text)
+                    if name in _TYPES and "DW_AT_declaration" not in die.attributes:
+                        self._dies.setdefault(name, die)
 
     def _struct(self, name: str) -> DIE | None:
         die = self._dies.get(name)

@@ -252,16 +252,16 @@ class SparseReader:
             if self._holes and any(a < inside + size and inside < b for a, b in self._holes):
                 return None
             return self._data[inside : inside + size]
-        head = self.read(offset, self.CHUNK - inside)
-        tail = self.read(offset + self.CHUNK - inside, size - (self.CHUNK - inside))
-        return None if head is None or tail is None else head + tail
-
-    def chunk(self, offset: int) -> bytes:
-        """The loaded chunk that holds `offset`, zeros where memory is missing: for looking ahead, not for facts."""
-        chunk = offset // self.CHUNK
-        if chunk != self._chunk:
-            self._load(chunk)
-        return self._data
+        pieces = []
+        while size > 0:
+            step = min(self.CHUNK - offset % self.CHUNK, size)
+            piece = self.read(offset, step)
+            if piece is None:
+                return None
+            pieces.append(piece)
+            offset += step
+            size -= step
+        return b"".join(pieces)
 
     def _load(self, chunk: int) -> None:
         start = chunk * self.CHUNK
