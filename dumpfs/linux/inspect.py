@@ -10,16 +10,20 @@ from typing import Any, TypeVar, cast
 
 from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.btf import MAX_BTF, Btf
-from dumpfs.linux.kallsyms import Kallsyms, Symbol, read_kallsyms, tables_from_vmcoreinfo
+from dumpfs.linux.code import KernelCode
+from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinfo
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.modules import Module, read_modules
 from dumpfs.linux.records import note_problem
 from dumpfs.linux.tasks import Task, TaskReader, read_tasks, saved_registers
 from dumpfs.linux.types import Types
+from dumpfs.linux.unwind import Stack, StackReader
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import NT_PRSTATUS
 
 MAX_CPUS = 1 << 16
+DEFAULT_STACK_SIZE = 1 << 14
+MAX_STACK_SIZE = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -221,8 +225,43 @@ class Inspector:
             return found
         return saved_registers(self.task_reader, task, self.kernel.machine)
 
-    # -- code
+    # -- code and stacks
 
-    def lookup(self, vaddr: int) -> Symbol | None:
-        """The function or variable that covers an address, in the kernel itself or a module."""
-        return self.kallsyms.lookup(vaddr)
+    @property
+    def code(self) -> KernelCode:
+        """Symbols and unwind tables of everything that can run."""
+        return self._once("code", lambda: KernelCode(self))
+
+    @property
+    def stack_reader(self) -> StackReader:
+        """Walks kernel stacks."""
+        return self._once("stack_reader", self._make_stack_reader)
+
+    def _make_stack_reader(self) -> StackReader:
+        info = self.kernel.vmcoreinfo
+        mask = info.number("KERNELPACMASK") if info is not None else None
+        try:
+            types: Types | None = self.types
+        except DumpfsError:
+            types = None
+        code = self.code
+        machine = self.kernel.machine
+        return StackReader(self.space, types, code, machine, code.has_orc, (mask or 0) & (1 << 64) - 1)
+
+    @property
+    def stack_size(self) -> int:
+        """Bytes of a task's kernel stack."""
+        try:
+            size = self.types.size("thread_union")
+        except DumpfsError:
+            return DEFAULT_STACK_SIZE
+        return size if 0 < size <= MAX_STACK_SIZE else DEFAULT_STACK_SIZE
+
+    def stack(self, task: Task) -> Stack:
+        """The kernel stack of a task.
+
+        Raises:
+            DumpfsError: its registers are not in the dump.
+        """
+        bounds = (task.stack, self.stack_size) if task.stack else None
+        return self.stack_reader.walk(self.registers(task), bounds, running=task.running)

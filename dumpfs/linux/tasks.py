@@ -221,7 +221,7 @@ def read_tasks(
     tasks = []
     idle_cpus: dict[int, int] = {init_task: 0}
     idle_cpus.update((vaddr, cpu) for cpu, vaddr in sorted(idle.items(), reverse=True))
-    places: list[tuple[int, int | None]] = [(vaddr, cpu) for vaddr, cpu in idle_cpus.items()]
+    places: list[tuple[int, int | None]] = list(idle_cpus.items())
     places.sort(key=lambda place: place[1] or 0)
     places += [(vaddr, None) for vaddr in reader.addresses(init_task) if vaddr not in idle_cpus]
     for vaddr, cpu in places:
