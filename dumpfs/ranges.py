@@ -139,13 +139,20 @@ def overlay(firsts: Sequence[int], stops: Sequence[int]) -> Iterator[tuple[int, 
     """
     order = sorted(range(len(firsts)), key=firsts.__getitem__)
     active: list[tuple[int, int]] = []  # heap of (-index, stop) of the intervals begun; ended ones leave lazily
-    begun = 0
+    begun, count = 0, len(order)
     position = 0
     held = (0, 0, -1)  # the last piece, kept back while it may still grow
-    while begun < len(order) or active:
+    while begun < count or active:
         if not active:
-            position = firsts[order[begun]]
-        while begun < len(order) and firsts[order[begun]] <= position:
+            index = order[begun]
+            position, stop = firsts[index], stops[index]
+            if begun + 1 == count or firsts[order[begun + 1]] >= stop:  # alone: the usual case, made quick
+                if held[2] >= 0:
+                    yield held
+                held = (position, stop, index)
+                begun += 1
+                continue
+        while begun < count and firsts[order[begun]] <= position:
             heappush(active, (-order[begun], stops[order[begun]]))
             begun += 1
         while active and active[0][1] <= position:
@@ -153,7 +160,7 @@ def overlay(firsts: Sequence[int], stops: Sequence[int]) -> Iterator[tuple[int, 
         if not active:
             continue
         index, stop = -active[0][0], active[0][1]
-        if begun < len(order):
+        if begun < count:
             stop = min(stop, firsts[order[begun]])
         if held[2] == index and held[1] == position:
             held = (held[0], stop, index)

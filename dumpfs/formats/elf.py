@@ -56,8 +56,8 @@ from dumpfs.structs import Abi, Buffer
 from dumpfs.units import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
-_MAX_PHDRS = 1 << 20
-"""A terabyte cut into pieces of one megabyte; the largest ever seen by us has 70,131."""
+_MAX_PHDRS = 1 << 18
+"""A terabyte cut into pieces of four megabytes; the largest seen by us has 70,131."""
 _MAX_NOTE_BYTES = 64 << 20
 _MAX_NOTES = 1 << 18
 """Some thirty for each of 8192 processors."""
@@ -206,20 +206,22 @@ def _read_phdrs(headers: _Headers) -> None:
 def _read_notes(headers: _Headers) -> NoteFacts:
     """What all PT_NOTEs together say; those that do not fit are left out with a notice."""
     source, order = headers.source, headers.abi.byteorder
-    images = []
-    room = _MAX_NOTE_BYTES
+    images: list[bytes] = []
+    room, claimed, there = _MAX_NOTE_BYTES, 0, 0
     for phdr in headers.phdrs:
-        if phdr.p_type != PT_NOTE or not phdr.p_filesz:
+        if phdr.p_type != PT_NOTE:
             continue
         size = max(min(phdr.p_filesz, source.size - phdr.p_offset), 0)
-        if size < phdr.p_filesz:
-            headers.lacks.append(f"the file ends before its notes do ({size} of {phdr.p_filesz} bytes are there)")
-        if size > room:
-            headers.notices.append(f"more than {_MAX_NOTE_BYTES} bytes of notes; the rest is ignored")
-            size = room
+        claimed += phdr.p_filesz
+        there += size
+        size = min(size, room)
         if size:
             images.append(read_exactly(source, phdr.p_offset, size, "the notes"))
             room -= size
+    if there < claimed:
+        headers.lacks.append(f"the file ends before its notes do ({there} of {claimed} bytes are there)")
+    if there > _MAX_NOTE_BYTES:
+        headers.notices.append(f"there are {there} bytes of notes; only the first {_MAX_NOTE_BYTES} are read")
     if len(images) > 1:  # zeros after the last note of one would be taken for the header of the next
         images = [image[: _notes_end(image, headers)] for image in images]
     image = b"".join(images)

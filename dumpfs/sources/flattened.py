@@ -41,6 +41,8 @@ _END_MARK = -1
 
 _MAX_OFFSET = 1 << 60
 """No dump reaches that far; keeps every sum below within 64 bits."""
+_MAX_SPARSENESS = 1024
+_SPARSE_ALLOWANCE = 1 << 30
 _SMALL_WINDOW = 64
 _LARGE_WINDOW = 1 << 20
 _SEEK_PAYS = 4096
@@ -64,7 +66,7 @@ class FlattenedSource:
     Raises:
         UnsupportedFeatureError: type or version is not 1.
         TruncatedDumpError: it ends before any record.
-        CorruptDumpError: its very first record is impossible, or there is none.
+        CorruptDumpError: its very first record is impossible, or there is none; or nearly all of it is gaps.
     """
 
     is_flattened = True
@@ -84,6 +86,7 @@ class FlattenedSource:
         self._scan()
         self._piece_firsts, self._piece_stops, self._piece_streaks = self._arrange()
         self._size = self._piece_stops[-1]
+        self._check_sparseness()
 
     def _check_header(self) -> None:
         head = self.inner.read_at(0, _FILE_HEADER.size)
@@ -199,6 +202,19 @@ class FlattenedSource:
             ends.append(stop)
             streaks.append(streak)
         return firsts, ends, streaks
+
+    def _check_sparseness(self) -> None:
+        """Refuse a stream that pretends to be huge, before a reader walks through zeros that nobody wrote.
+
+        The emptiest honest one is an empty part of a split set: 24 bytes left open for every page of the machine,
+        beside two bits of bitmap for each.
+        """
+        covered = sum(self._piece_stops) - sum(self._piece_firsts)
+        if self._size > covered * _MAX_SPARSENESS + _SPARSE_ALLOWANCE:
+            raise CorruptDumpError(
+                self.inner.name,
+                f"the flattened stream holds {covered} bytes, but places some of them at {self._size:#x}",
+            )
 
     # -- ByteSource ------------------------------------------------------------------------------------------------
 

@@ -177,3 +177,8 @@ def test_many_records_open_quickly():
 @pytest.mark.parametrize(("head", "answer"), [(flat_header(), True), (b"makedumpfile\0\0", False), (b"", False)])
 def test_probe_never_raises(head, answer):
     assert probe(head) is answer
+
+
+def test_stream_that_is_nearly_all_gap_is_refused():
+    with pytest.raises(CorruptDumpError, match="holds 2 bytes, but places some of them at 0x4000000000001"):
+        opened(wrap([(0, b"x"), (1 << 50, b"x")]))
