@@ -1,0 +1,1 @@
+"""Writing dumps: what makedumpfile does, from anything dumpfs reads."""

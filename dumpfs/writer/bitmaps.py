@@ -1,0 +1,110 @@
+"""Bitmaps of pages as numpy arrays, least significant bit first, for the writer.
+
+A bitmap of 12 TiB is 384 MiB, so nothing here makes a byte per page but for the window it works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dumpfs.ranges import PfnSet
+from dumpfs.units import Pfn
+
+Bits: TypeAlias = npt.NDArray[np.uint8]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+
+_READ_BYTES = 1 << 20
+_POPCOUNT = np.array([i.bit_count() for i in range(256)], dtype=np.uint8)
+
+
+def bits_of(members: PfnSet, stop: Pfn) -> Bits:
+    """The members below `stop` as a bitmap of `ceil(stop / 8)` bytes."""
+    size = (stop + 7) // 8
+    out = np.zeros(size, dtype=np.uint8)
+    offset = 0
+    while offset < size:
+        data = members.read_bits(offset, min(_READ_BYTES, size - offset))
+        if not data:
+            break
+        out[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)
+        offset += len(data)
+    if stop % 8 and size:
+        out[-1] &= 0xFF >> (8 - stop % 8)
+    return out
+
+
+def window(bits: Bits, first: Pfn, stop: Pfn) -> Flags:
+    """One flag for each pfn of `[first, stop)`; `first` is a multiple of 8."""
+    flags = np.unpackbits(bits[first // 8 : (stop + 7) // 8], bitorder="little")[: stop - first]
+    return flags.view(np.bool_)
+
+
+def count_bits(bits: Bits) -> int:
+    """Number of members."""
+    total = 0
+    for offset in range(0, len(bits), _READ_BYTES):
+        total += int(_POPCOUNT[bits[offset : offset + _READ_BYTES]].sum(dtype=np.int64))
+    return total
+
+
+def runs_of(flags: Flags, base: Pfn = 0) -> Iterator[tuple[Pfn, Pfn]]:
+    """Maximal runs of set flags, as pfns counted from `base`."""
+    edges = np.flatnonzero(np.diff(flags.view(np.int8), prepend=np.int8(0), append=np.int8(0)))
+    edges += base
+    pairs = edges.tolist()
+    return zip(pairs[::2], pairs[1::2], strict=True)
+
+
+class Batches:
+    """The members of a bitmap cut into batches of consecutive pfns, each of some hundred members.
+
+    Args:
+        bits: the bitmap.
+        first: first pfn, a multiple of 64.
+        stop: one past the last.
+        limit: members of a batch at most (a granule of 64 pfns is not cut, so up to 63 more).
+        span: pfns of a batch at most.
+    """
+
+    GRANULE = 64
+
+    def __init__(self, bits: Bits, first: Pfn, stop: Pfn, limit: int, span: int) -> None:
+        self._bits, self._first, self._stop = bits, first, stop
+        self._limit, self._span = limit, span
+
+    def __iter__(self) -> Iterator[tuple[Pfn, Pfn, int]]:
+        """(first, stop, members) of each batch, ascending; stretches without members are passed over."""
+        granule = self.GRANULE
+        start, members = -1, 0
+        last = -1
+        for base, counts in self._counts():
+            for i in np.flatnonzero(counts).tolist():
+                pfn = base + i * granule
+                count = int(counts[i])
+                if start >= 0 and (members + count > self._limit or pfn + granule - start > self._span):
+                    yield start, min(last, self._stop), members
+                    start, members = -1, 0
+                if start < 0:
+                    start = pfn
+                members += count
+                last = pfn + granule
+        if start >= 0:
+            yield start, min(last, self._stop), members
+
+    def _counts(self) -> Iterator[tuple[Pfn, npt.NDArray[np.int64]]]:
+        granule_bytes = self.GRANULE // 8
+        begin, end = self._first // 8, (self._stop + 7) // 8
+        for offset in range(begin, end, _READ_BYTES):
+            piece = _POPCOUNT[self._bits[offset : min(offset + _READ_BYTES, end)]]
+            if end * 8 > self._stop and offset + len(piece) == end and self._stop % 8:
+                kept = int(self._bits[end - 1]) & (0xFF >> (8 - self._stop % 8))
+                piece[-1] = kept.bit_count()
+            whole = len(piece) // granule_bytes * granule_bytes
+            sums = piece[:whole].reshape(-1, granule_bytes).sum(axis=1, dtype=np.int64)
+            if whole < len(piece):
+                sums = np.append(sums, piece[whole:].sum(dtype=np.int64))
+            yield offset * 8, sums

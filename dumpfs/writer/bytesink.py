@@ -1,0 +1,145 @@
+"""Where the bytes of a dump go: a file by position, or a flattened stream.
+
+A sink is used by the parent process and, through the same file descriptor, by forked workers. `concurrent` says whether
+several may write at once; those of a stream are let in one after the other, in order.
+
+Source: makedumpfile common.h and makedumpfile.c (the flattened format: a 4 KiB header, records of offset, size and data
+in big-endian, an end mark of two times -1).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+from dumpfs.structs import Buffer
+
+FLAT_SIGNATURE = b"makedumpfile\0\0\0\0"
+FLAT_HEADER_SIZE = 4096
+_FLAT_TYPE, _FLAT_VERSION = 1, 1
+_RECORD = struct.Struct(">qq")
+_PAIR = struct.Struct(">qq")
+_END = _RECORD.pack(-1, -1)
+_MAX_IOV = 1000
+"""Buffers of one writev; IOV_MAX is 1024 on Linux."""
+
+
+class ByteSink(Protocol):
+    """Bytes by position."""
+
+    concurrent: bool
+    """Whether pieces may be written in any order and by several processes at once."""
+
+    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """Write `chunks` one behind the other from `offset` on.
+
+        Raises:
+            OSError: with ENOSPC or EFBIG when there is no room, within the limit or on the device.
+        """
+
+    def sync(self) -> None:
+        """Have on the disk what was written so far, where there is a disk."""
+
+    def finish(self) -> None:
+        """Write what the form needs at its end."""
+
+
+class PlainSink:
+    """A file or block device.
+
+    Args:
+        fd: open for writing; not closed here.
+        limit: bytes it may grow to (-L), or None.
+    """
+
+    concurrent = True
+
+    def __init__(self, fd: int, limit: int | None = None) -> None:
+        self.fd = fd
+        self._limit = limit
+
+    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """See `ByteSink.write_at`."""
+        views = [memoryview(chunk) for chunk in chunks if len(chunk)]
+        total = sum(len(view) for view in views)
+        if self._limit is not None and offset + total > self._limit:
+            raise OSError(errno.EFBIG, f"the limit of {self._limit} bytes is reached")
+        while views:
+            group = views[:_MAX_IOV]
+            done = os.pwritev(self.fd, group, offset)
+            offset += done
+            views = _after(views, done)
+
+    def sync(self) -> None:
+        """See `ByteSink.sync`."""
+        try:
+            os.fsync(self.fd)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):  # a device that has no such thing
+                raise
+
+    def finish(self) -> None:
+        """Nothing is needed."""
+
+
+class FlatSink:
+    """A flattened stream on a file, pipe or socket.
+
+    Args:
+        fd: open for writing; not closed here.
+        limit: bytes of the stream (-L), or None.
+    """
+
+    concurrent = False
+
+    def __init__(self, fd: int, limit: int | None = None) -> None:
+        self.fd = fd
+        self._limit = limit
+        self._written = _shared_counter()
+
+    def begin(self) -> None:
+        """Write the header of the stream."""
+        header = FLAT_SIGNATURE + _PAIR.pack(_FLAT_TYPE, _FLAT_VERSION)
+        self._put([header.ljust(FLAT_HEADER_SIZE, b"\0")])
+
+    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """See `ByteSink.write_at`; one record."""
+        total = sum(len(chunk) for chunk in chunks)
+        if total:
+            self._put([_RECORD.pack(offset, total), *chunks])
+
+    def sync(self) -> None:
+        """Nothing: a stream's reader sees the mark of an incomplete dump cleared only after everything else."""
+
+    def finish(self) -> None:
+        """Write the end mark."""
+        self._put([_END], reserve=0)
+
+    def _put(self, chunks: Sequence[Buffer], reserve: int = len(_END)) -> None:
+        views = [memoryview(chunk) for chunk in chunks if len(chunk)]
+        total = sum(len(view) for view in views)
+        written = self._written[0]
+        if self._limit is not None and written + total + reserve > self._limit:
+            raise OSError(errno.EFBIG, f"the limit of {self._limit} bytes is reached")
+        while views:
+            views = _after(views, os.writev(self.fd, views[:_MAX_IOV]))
+        self._written[0] = written + total
+
+
+def _shared_counter() -> memoryview:
+    """One signed 64-bit number, zero, that forked processes share."""
+    import mmap
+
+    return memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+
+
+def _after(views: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `views` when `done` bytes of them were written."""
+    for i, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[i + 1 :]] if done else views[i:]
+        done -= len(view)
+    return []

@@ -1,0 +1,202 @@
+"""Pages of one batch in the form in which they are stored: what each worker process does.
+
+Per page only the codec's call and a slice are Python; zero test, sizes and descriptors are numpy's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dumpfs.codecs.registry import codec
+from dumpfs.structs import Buffer
+from dumpfs.units import PageState, Pfn
+from dumpfs.writer.bitmaps import Flags, runs_of, window
+from dumpfs.writer.plan import WritePlan
+
+KIND_DATA, KIND_ZERO, KIND_LOST = 0, 1, 2
+"""A page with bytes of its own; one that shares the zero page; one whose content the source has lost."""
+
+_JOIN_GAP = 8
+"""Pages that are not wanted, between two runs that are, read along: a call costs as much as reading some pages."""
+
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+_ARENA_BYTES = 64 << 20
+
+
+def keep_heap() -> None:
+    """Tell the C library to keep freed memory, for a process that allocates and frees megabytes all the time.
+
+    glibc maps a large block anew at each malloc and unmaps it at free, and the page faults of that cost as much as
+    compressing (a compressor's work memory, a batch's buffer). Elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _ARENA_BYTES // 2)
+    mallopt(_M_TRIM_THRESHOLD, _ARENA_BYTES)
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The stored form of a batch's pages, in pfn order."""
+
+    sizes: U32
+    """Stored bytes; 0 unless KIND_DATA."""
+    flags: U32
+    """Compression flag."""
+    kinds: U8
+    chunks: list[Buffer]
+    """The stored bytes, to be written one behind the other."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of `chunks`."""
+        return int(self.sizes.sum(dtype=np.int64))
+
+
+def find_zero_pages(data: Buffer, page_size: int) -> Flags:
+    """Which of the whole pages in `data` hold only zeros."""
+    words = np.frombuffer(data, dtype=np.uint64).reshape(-1, page_size // 8)
+    zero: Flags = words[:, 0] == 0
+    candidates = np.flatnonzero(zero)
+    if len(candidates):
+        middle = words[candidates, page_size // 16] == 0
+        zero[candidates[~middle]] = False
+        candidates = candidates[middle]
+        for start in range(0, len(candidates), 64):  # a copy of 256 KiB at most
+            part = candidates[start : start + 64]
+            zero[part] = ~words[part].any(axis=1)
+    return zero
+
+
+def split_pages(data: bytes, page_size: int) -> list[bytes]:
+    """The pages of `data`."""
+    return [data[i : i + page_size] for i in range(0, len(data), page_size)]
+
+
+class Encoder:
+    """Reads and encodes batches of a plan; for one thread."""
+
+    def __init__(self, plan: WritePlan) -> None:
+        self._plan = plan
+        self._page_size = plan.facts.page_size
+        self._flag = plan.codec_flag
+        self._codec = codec(plan.codec_flag) if plan.codec_flag else None
+        self._zero_page = bytes(self._page_size)
+        self._zero_blob: bytes | None = None
+
+    def encode(self, first: Pfn, stop: Pfn) -> Encoded:
+        """The batch of `[first, stop)`.
+
+        Raises:
+            DumpfsError: a codec's library fails; pages that cannot be read are KIND_LOST, not errors.
+        """
+        data, lost = self._read(first, stop)
+        count = len(data) // self._page_size
+        kinds = np.zeros(count, dtype=np.uint8)
+        zero = find_zero_pages(data, self._page_size)
+        if lost is not None:
+            kinds[lost] = KIND_LOST
+            zero &= ~lost
+        if self._plan.shares_zero_pages:
+            kinds[zero] = KIND_ZERO
+            zero = np.zeros(count, dtype=np.bool_)
+        if self._codec is None:
+            return self._raw(data, kinds)
+        return self._compressed(data, kinds, zero)
+
+    def _read(self, first: Pfn, stop: Pfn) -> tuple[bytes, Flags | None]:
+        """The batch's pages, and which of them are lost (None: none)."""
+        plan = self._plan
+        wanted = window(plan.dump, first, stop)
+        image, eraser, page_size = plan.image, plan.eraser, self._page_size
+        pieces: list[bytes] = []
+        states: list[bytes] = []
+        for low, high, holes in _joined(wanted, first):
+            data, state = image.read_run(low, high - low)
+            if eraser is not None:
+                data = eraser.patch(low, data)
+            if not holes:
+                pieces.append(data)
+                states.append(state)
+                continue
+            view = memoryview(data)
+            for a, b in runs_of(wanted[low - first : high - first]):
+                pieces.append(bytes(view[a * page_size : b * page_size]))
+                states.append(state[a:b])
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        state = states[0] if len(states) == 1 else b"".join(states)
+        if not state.translate(None, _GOOD):
+            return data, None
+        array = np.frombuffer(state, dtype=np.uint8)
+        return data, (array != PageState.STORED) & (array != PageState.PARTIAL)
+
+    def _raw(self, data: bytes, kinds: U8) -> Encoded:
+        page_size = self._page_size
+        own = kinds == KIND_DATA
+        sizes = np.where(own, page_size, 0).astype(np.uint32)
+        chunks: list[Buffer]
+        if own.all():
+            chunks = [data]
+        else:
+            view = memoryview(data)
+            chunks = [view[a * page_size : b * page_size] for a, b in runs_of(own)]
+        return Encoded(sizes, np.zeros(len(kinds), dtype=np.uint32), kinds, chunks)
+
+    def _compressed(self, data: bytes, kinds: U8, zero: Flags) -> Encoded:
+        """Compressed where that is shorter; `zero` pages, where not shared, cost one compression for all."""
+        assert self._codec is not None
+        pages: Sequence[bytes] = split_pages(data, self._page_size)
+        own = kinds == KIND_DATA
+        if zero.any() or not own.all():
+            return self._compressed_mixed(pages, kinds, own, zero)
+        blobs = self._codec.encode(pages)
+        return self._pack(pages, blobs, kinds)
+
+    def _compressed_mixed(self, pages: Sequence[bytes], kinds: U8, own: Flags, zero: Flags) -> Encoded:
+        assert self._codec is not None
+        plain = np.flatnonzero(own & ~zero).tolist()
+        encoded = self._codec.encode([pages[i] for i in plain])
+        blobs = [b""] * len(pages)
+        for i, blob in zip(plain, encoded, strict=True):
+            blobs[i] = blob
+        if self._zero_blob is None:
+            self._zero_blob = self._codec.encode([self._zero_page])[0]
+        for i in np.flatnonzero(zero).tolist():
+            blobs[i] = self._zero_blob
+        return self._pack(pages, blobs, kinds)
+
+    def _pack(self, pages: Sequence[bytes], blobs: list[bytes], kinds: U8) -> Encoded:
+        sizes = np.fromiter(map(len, blobs), dtype=np.uint32, count=len(blobs))
+        flags = np.full(len(blobs), self._flag, dtype=np.uint32)
+        too_long = sizes >= self._page_size
+        if too_long.any():
+            for i in np.flatnonzero(too_long).tolist():
+                blobs[i] = pages[i]
+            sizes[too_long] = self._page_size
+            flags[too_long] = 0
+        flags[kinds != KIND_DATA] = 0
+        return Encoded(sizes, flags, kinds, [b"".join(blobs)])
+
+
+_GOOD = bytes((PageState.STORED, PageState.PARTIAL))
+
+
+def _joined(wanted: Flags, base: Pfn) -> list[tuple[Pfn, Pfn, bool]]:
+    """Runs of wanted pages, near ones joined: (first, stop, whether pages that are not wanted lie inside)."""
+    joined: list[tuple[Pfn, Pfn, bool]] = []
+    for low, high in runs_of(wanted, base):
+        if joined and low - joined[-1][1] <= _JOIN_GAP:
+            joined[-1] = (joined[-1][0], high, True)
+        else:
+            joined.append((low, high, False))
+    return joined

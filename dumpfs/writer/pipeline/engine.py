@@ -1,0 +1,294 @@
+"""Reading, encoding and writing at the same time: worker processes, and the parent that keeps their work in order.
+
+Workers are forked (threads would fight over the interpreter), so they share the plan and the open files for nothing.
+The parent hands out batches; a worker encodes one and reports its sizes; the parent, in batch order, says where its
+bytes go; the worker writes them; and the parent, in batch order again, writes the descriptors. So the same plan gives
+the same file with any number of workers, and descriptors never run ahead of data.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from dumpfs.errors import DumpfsError, WriteError
+from dumpfs.structs import Buffer
+from dumpfs.units import Pfn
+from dumpfs.writer.bytesink import ByteSink
+from dumpfs.writer.encode import KIND_LOST, KIND_ZERO, Encoded, keep_heap
+
+_QUEUED = 2
+"""Batches handed to a worker ahead, so that it never waits for the parent."""
+_UNPLACED = 4
+"""Batches per worker that may be encoded or in work and not yet placed: bounds memory when one takes long."""
+_TICK = 0.25
+"""Seconds between two looks at whether to stop."""
+
+Piece = tuple[int, int, int]
+
+
+class Job(NamedTuple):
+    """One batch."""
+
+    sink: int
+    first: Pfn
+    stop: Pfn
+    members: int
+
+
+class DumpSink(Protocol):
+    """One output file."""
+
+    out: ByteSink
+
+    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
+        """Where the bytes of the next batch go."""
+
+    def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
+        """The next batch's bytes are in the file."""
+
+
+class BatchEncoder(Protocol):
+    """What turns a batch into stored bytes."""
+
+    def encode(self, first: Pfn, stop: Pfn) -> Encoded:
+        """See `encode.Encoder.encode`."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was written."""
+
+    pages: int = 0
+    """Pages committed."""
+    zero: int = 0
+    lost: int = 0
+    nbytes: int = 0
+    """Bytes of page data."""
+    cause: str = ""
+    """Why writing ended early, or ''."""
+    errno: int = 0
+    """Of the failed write, or 0."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    job: Job
+    worker: int
+    encoded: Encoded | None = None
+    pieces: list[Piece] | None = None
+    written: bool = False
+
+
+class _Failure(Exception):
+    """A write failed or writing shall stop: what is committed stays."""
+
+    def __init__(self, cause: str, errno: int = 0) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.errno = errno
+
+
+@dataclass(slots=True)
+class _Worker:
+    connection: Connection
+    process: BaseProcess
+    queued: int = 0
+
+
+@dataclass
+class Pipeline:
+    """Runs the jobs of one dump.
+
+    Args:
+        encoder: made before the fork, used in each worker.
+        sinks: the output files, begun.
+        workers: number of processes.
+        progress: called with the pages of each committed batch.
+        stop: asked every now and then; the reason to stop early, or ''.
+    """
+
+    encoder: BatchEncoder
+    sinks: list[DumpSink]
+    workers: int
+    progress: Callable[[int], None]
+    stop: Callable[[], str]
+    totals: Totals = field(default_factory=Totals)
+    _workers: list[_Worker] = field(default_factory=list)
+    _batches: dict[int, _Batch] = field(default_factory=dict)
+    _issued: int = 0
+    _placed: int = 0
+    _committed: int = 0
+
+    def run(self, jobs: Iterable[Job]) -> Totals:
+        """Write every job; an early end is told in `Totals.cause`, not raised.
+
+        Raises:
+            DumpfsError: a worker failed for a reason that is not the output's.
+        """
+        self._start()
+        try:
+            self._loop(iter(jobs))
+        except _Failure as exc:
+            self.totals.cause, self.totals.errno = exc.cause, exc.errno
+        finally:
+            self._end()
+        return self.totals
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        for _ in range(self.workers):
+            ours, theirs = context.Pipe()
+            open_ends = [worker.connection for worker in self._workers] + [ours]
+            outs = [sink.out for sink in self.sinks]
+            process = context.Process(target=_work, args=(theirs, open_ends, self.encoder, outs), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(ours, process))
+
+    def _end(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()  # a worker that waits for work ends itself
+        for worker in self._workers:
+            worker.process.join(timeout=0 if self.totals.cause else 5)
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join()
+
+    def _loop(self, jobs: Iterator[Job]) -> None:
+        more = self._issue(jobs)
+        stopping = ""
+        while self._committed < self._issued or more:
+            ready = wait([worker.connection for worker in self._workers], _TICK)
+            stopping = stopping or self.stop()
+            if stopping and self._committed == self._placed:
+                raise _Failure(stopping)
+            for number, worker in enumerate(self._workers):
+                if worker.connection in ready:
+                    self._receive(number, worker)
+            if not stopping:
+                self._place()
+                more = self._issue(jobs)
+
+    def _issue(self, jobs: Iterator[Job]) -> bool:
+        """Hand out jobs while workers have room; returns whether more may come."""
+        while self._issued - self._placed < _UNPLACED * len(self._workers):
+            number, worker = min(enumerate(self._workers), key=lambda pair: pair[1].queued)
+            if worker.queued >= _QUEUED:
+                return True
+            job = next(jobs, None)
+            if job is None:
+                return False
+            self._batches[self._issued] = _Batch(job, number)
+            self._send(worker, ("encode", self._issued, job.first, job.stop))
+            worker.queued += 1
+            self._issued += 1
+        return True
+
+    def _send(self, worker: _Worker, message: tuple[object, ...]) -> None:
+        try:
+            worker.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise _Failure("a worker process was killed, perhaps for lack of memory") from None
+
+    def _receive(self, number: int, worker: _Worker) -> None:
+        while worker.connection.poll():
+            try:
+                kind, batch_number, *rest = worker.connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise _Failure("a worker process was killed, perhaps for lack of memory") from None
+            if kind == "encoded":
+                worker.queued -= 1
+                sizes, flags, kinds = rest
+                self._batches[batch_number].encoded = Encoded(
+                    np.frombuffer(sizes, np.uint32), np.frombuffer(flags, np.uint32), np.frombuffer(kinds, np.uint8), []
+                )
+            elif kind == "written":
+                self._batches[batch_number].written = True
+                self._commit()
+            elif kind == "refused":
+                raise _Failure(rest[1], rest[0])
+            else:
+                raise rest[0] if isinstance(rest[0], DumpfsError) else WriteError(str(rest[0]))
+
+    def _place(self) -> None:
+        """Say where encoded batches go, in order; on a stream only one at a time is let in."""
+        while (batch := self._batches.get(self._placed)) is not None and batch.encoded is not None:
+            sink = self.sinks[batch.job.sink]
+            if not sink.out.concurrent and self._committed < self._placed:
+                return
+            batch.pieces = sink.place(batch.job.first, batch.job.stop, batch.encoded.nbytes)
+            self._send(self._workers[batch.worker], ("write", self._placed, batch.job.sink, batch.pieces))
+            self._placed += 1
+
+    def _commit(self) -> None:
+        while (batch := self._batches.get(self._committed)) is not None and batch.written:
+            assert batch.encoded is not None
+            assert batch.pieces is not None
+            try:
+                self.sinks[batch.job.sink].commit(batch.encoded, batch.pieces)
+            except OSError as exc:
+                raise _Failure(exc.strerror or str(exc), exc.errno or 0) from exc
+            del self._batches[self._committed]
+            self._committed += 1
+            self._count(batch.encoded)
+
+    def _count(self, encoded: Encoded) -> None:
+        totals = self.totals
+        totals.pages += len(encoded.kinds)
+        totals.zero += int((encoded.kinds == KIND_ZERO).sum())
+        totals.lost += int((encoded.kinds == KIND_LOST).sum())
+        totals.nbytes += encoded.nbytes
+        self.progress(len(encoded.kinds))
+
+
+def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncoder, outs: list[ByteSink]) -> None:
+    """Body of a worker: encodes and writes what the parent says until it hangs up.
+
+    The parent's ends are closed so that reading ends once the parent is gone. Ctrl-C reaches the whole process group;
+    the parent answers it for all, and SIGTERM has its default effect again.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for end in foreign:
+        end.close()
+    keep_heap()
+    held: dict[int, list[Buffer]] = {}
+    try:
+        while True:
+            kind, number, *rest = connection.recv()
+            if kind == "encode":
+                encoded = encoder.encode(*rest)
+                held[number] = encoded.chunks
+                connection.send(
+                    ("encoded", number, encoded.sizes.tobytes(), encoded.flags.tobytes(), encoded.kinds.tobytes())
+                )
+            else:
+                _write(outs[rest[0]], held.pop(number), rest[1])
+                connection.send(("written", number))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the parent has gone or has hung up
+    except OSError as exc:
+        connection.send(("refused", -1, exc.errno or 0, exc.strerror or str(exc)))
+    except DumpfsError as exc:
+        connection.send(("failed", -1, exc))
+    except Exception:  # noqa: BLE001 - a bug: the parent must hear of it, with the traceback
+        connection.send(("failed", -1, traceback.format_exc()))
+
+
+def _write(out: ByteSink, chunks: list[Buffer], pieces: list[Piece]) -> None:
+    if len(pieces) == 1:
+        out.write_at(pieces[0][0], chunks)
+        return
+    data = memoryview(b"".join(chunks))
+    for offset, start, size in pieces:
+        out.write_at(offset, [data[start : start + size]])
