@@ -144,9 +144,7 @@ def render_modules(modules: Sequence[Module], word_size: int) -> str:
         if module.refcount is not None:
             used = f" {module.refcount} " + ("".join(f"{name}," for name in module.users) or "-")
         taints = f" ({module.taints})" if module.taints else ""
-        lines.append(
-            f"{module.name} {module.size}{used} {module.state} 0x{module.base:0{2 * word_size}x}{taints}\n"
-        )
+        lines.append(f"{module.name} {module.size}{used} {module.state} 0x{module.base:0{2 * word_size}x}{taints}\n")
     return "".join(lines)
 
 

@@ -17,6 +17,8 @@ from dumpfs.structs import ByteOrder
 MAX_STRUCT = 1 << 20
 """Bytes of one structure; task_struct has some 10,000."""
 _MAX_PROBLEMS = 100
+_PIECE = 1 << 16
+_PAGE = 1 << 12
 
 
 class Record:
@@ -83,6 +85,42 @@ def read_record(space: AddressSpace, types: Types, struct: str, vaddr: int, *, s
     if not 0 < size <= MAX_STRUCT:
         raise DumpfsError(f"struct {struct} of {size} bytes cannot be")
     return Record(types, space.byteorder, struct, vaddr, space.read(vaddr, size))
+
+
+def read_pieces(space: AddressSpace, vaddr: int, size: int) -> Iterator[tuple[int, bytes]]:
+    """(address, bytes) of what can be read of a range, in pieces of at most 64 KiB; gaps are left out page by page."""
+    position = vaddr
+    while position < vaddr + size:
+        step = min(_PIECE - position % _PIECE, vaddr + size - position)
+        try:
+            yield position, space.read(position, step)
+        except DumpfsError:
+            yield from _read_pages(space, position, step)
+        position += step
+
+
+def _read_pages(space: AddressSpace, vaddr: int, size: int) -> Iterator[tuple[int, bytes]]:
+    for page in range(vaddr & -_PAGE, vaddr + size, _PAGE):
+        start, stop = max(page, vaddr), min(page + _PAGE, vaddr + size)
+        try:
+            data = space.read(start, stop - start)
+        except DumpfsError:
+            continue  # a gap is what the caller asked to be spared
+        yield start, data
+
+
+def find_bytes(space: AddressSpace, vaddr: int, size: int, needle: bytes) -> Iterator[int]:
+    """Addresses at which `needle` begins in what can be read of a range."""
+    tail, stop = b"", -1
+    for start, data in read_pieces(space, vaddr, size):
+        if start != stop:
+            tail = b""
+        text = tail + data
+        at = text.find(needle)
+        while at >= 0:
+            yield start - len(tail) + at
+            at = text.find(needle, at + 1)
+        tail, stop = text[len(text) - len(needle) + 1 :], start + len(data)
 
 
 def note_problem(problems: list[str], problem: str) -> None:
