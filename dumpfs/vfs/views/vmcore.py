@@ -34,8 +34,6 @@ def plan_dump_core(dump: Dump) -> CorePlan:
         machine, order, word_size = meta.machine, meta.byteorder, meta.word_size
     if page_offset is None:
         notices += ("/vmcore: the direct map's address is unknown; virtual addresses in it are physical ones",)
-    if not text:
-        notices += ("/vmcore: where the kernel text lies is unknown; it has no segment of its own",)
     notes = build_core_notes(
         image.notes(), meta.byteorder, order, word_size, dump.deep_vmcoreinfo_text, image.eraseinfo()
     )
