@@ -16,6 +16,9 @@ _HINTS = {
     "Is a directory": "name the dump file inside it",
 }
 
+_LAST_OFFSET = 1 << 62
+"""No file reaches there, and the kernel takes no offset of 2^63 or more; a damaged descriptor may hold any."""
+
 
 class FileSource:
     """A file opened for reading; its descriptor is kept, so that chdir and a mount over its folder do no harm.
@@ -86,6 +89,8 @@ class FileSource:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """See `ByteSource.read_at`."""
+        if offset > _LAST_OFFSET:
+            return b""
         try:
             data = os.pread(self._fd, size, offset)
             if len(data) == size or not data:
@@ -104,6 +109,8 @@ class FileSource:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `ByteSource.read_into`."""
+        if offset > _LAST_OFFSET:
+            return 0
         try:
             done = os.preadv(self._fd, (buffer,), offset)
             while 0 < done < len(buffer):
