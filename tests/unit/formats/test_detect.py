@@ -20,10 +20,15 @@ from dumpfs.formats import open_image
 from dumpfs.formats.detect import FORMAT_NAMES
 from tests.build.elf import ElfSpec, Segment, build_elf
 from tests.build.flat import flatten, wrap
+from tests.build.kdump import KdumpSpec, build_kdump, split_parts
 from tests.build.lime import build_lime
+from tests.build.model import Memory, Page
 
 ELF = build_elf([Segment(0, b"e" * 4096)]).data
 LIME = build_lime([(0, b"l" * 4096)])
+MEMORY = Memory(4096, 128, {pfn: Page(bytes([pfn]) * 4096) for pfn in range(128)})
+KDUMP = build_kdump(MEMORY).data
+PARTS = [part.data for part in split_parts(MEMORY, KdumpSpec(), [0, 64, 128])]
 
 
 @pytest.fixture
@@ -44,13 +49,21 @@ def open_descriptors() -> int:
 
 
 @pytest.mark.parametrize(
-    ("data", "name"), [(ELF, "elf"), (LIME, "lime"), (flatten(ELF), "elf"), (flatten(LIME), "lime")]
+    ("data", "name"),
+    [
+        (ELF, "elf"),
+        (LIME, "lime"),
+        (KDUMP, "kdump"),
+        (flatten(ELF), "elf"),
+        (flatten(LIME), "lime"),
+        (flatten(KDUMP), "kdump"),
+    ],
 )
 def test_format_is_found_out(put, data, name):
     image = open_image([put(data)])
     assert image.meta.format == name
     assert ("flattened" in image.meta.variant) == data.startswith(b"makedumpfile")
-    assert image.read_page(0)[0] in (b"e" * 4096, b"l" * 4096)
+    assert image.read_page(0)[0] in (b"e" * 4096, b"l" * 4096, bytes(4096))
     image.close()
 
 
@@ -188,6 +201,30 @@ def test_several_files_must_be_parts_of_a_set(put):
         open_image([put(ELF, "a"), put(ELF, "b")])
     with pytest.raises(UsageError, match="a raw dump is one file"):
         open_image([put(ELF, "a"), put(ELF, "b")], format="raw")
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]], ids=str)
+def test_parts_of_a_set_make_one_dump_in_any_order(put, order):
+    image = open_image([put(PARTS[i], f"part{i}") for i in order])
+    assert image.meta.complete
+    assert image.read_run(0, 128)[0] == b"".join(page.data for page in MEMORY.pages.values())
+    image.close()
+
+
+def test_folder_with_a_whole_split_set_stands_for_it(put, tmp_path):
+    put(PARTS[0], "dump.1")
+    put(flatten(PARTS[1]), "dump.2")
+    image = open_image([tmp_path])
+    assert image.meta.complete
+    image.close()
+
+
+def test_folder_with_parts_and_another_dump_is_refused(put, tmp_path):
+    put(PARTS[0], "dump.1")
+    put(PARTS[1], "dump.2")
+    put(KDUMP, "whole")
+    with pytest.raises(FormatError, match="holds 3 dumps"):
+        open_image([tmp_path])
 
 
 def test_pipe_is_refused(tmp_path):
