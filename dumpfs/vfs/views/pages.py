@@ -22,12 +22,12 @@ SPACE = 1
 MAX_LISTED = 1 << 20
 """Pages that `pages=auto` lists: each name costs the reader's kernel about 1.1 KiB, and `find` a second a million."""
 
-_WINDOW = 4096
+_WINDOW = 32768
 """Pfns turned into names at once."""
 _LONG_RUN = 64
 """Pages from which on a run is worth its own round."""
-_DENSE = _WINDOW // 16
-"""Members of a window from which on testing each bit is cheaper than finding each run."""
+_DENSE = _WINDOW // 8
+"""Members of a window from which on testing each bit is cheaper than finding each that is set."""
 _BITS = bytes.maketrans(b"01", b"\0\1")
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
@@ -136,10 +136,15 @@ def _window(members: PfnSet, start: Pfn, stop: Pfn) -> Sequence[Pfn]:
     """The members in `[start, stop)`, which lies in one window."""
     base = stop - _WINDOW
     bits = int.from_bytes(members.read_bits(base // 8, _WINDOW // 8), "little") >> (start - base)
+    digits = f"{bits:b}".encode()[::-1]
     if bits.bit_count() >= _DENSE:
-        flags = f"{bits:b}".encode().translate(_BITS)[::-1]
-        return list(compress(range(start, start + len(flags)), flags))
-    return list(chain.from_iterable(range(a, b) for a, b in members.runs(start, stop)))
+        return list(compress(range(start, start + len(digits)), digits.translate(_BITS)))
+    found = []
+    at = digits.find(b"1")
+    while at >= 0:
+        found.append(start + at)
+        at = digits.find(b"1", at + 1)
+    return found
 
 
 def _parse_pfn(name: str) -> Pfn | None:
