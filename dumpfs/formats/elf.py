@@ -325,14 +325,15 @@ def _judge_completeness(headers: _Headers, pieces: SegmentMap) -> None:
     unwritten = sum(p.p_type == PT_NULL for p in headers.phdrs)
     flagged = bool(headers.ehdr["e_flags"] & DUMP_ELF_INCOMPLETE) and headers.machine in _FLAG_MACHINES
     if flagged:
-        more = f", and {unwritten} of its program headers were never written" if unwritten else ""
-        headers.lacks.insert(0, f"makedumpfile ended it early and marked it so{more}")
+        headers.lacks.insert(0, "makedumpfile ended it early and marked it so")
     reach = max((p.p_offset + p.p_filesz for p in headers.phdrs if p.p_type == PT_LOAD and p.p_filesz), default=0)
     if reach > source.size:
         headers.lacks.append(f"the file ends at {source.size:#x}, but its program headers reach to {reach:#x}")
     trouble = getattr(source, "incomplete_reason", "")
     if trouble:
         headers.lacks.append(trouble)
+    if headers.lacks and unwritten:  # of a flattened one they come last of all
+        headers.lacks.append(f"{unwritten} of its {len(headers.phdrs)} program headers were never written")
     if not pieces.stored.count():
         headers.notices.append("the dump holds no page at all")
 
