@@ -62,8 +62,7 @@ class LogReport:
 
     def notices(self) -> tuple[str, ...]:
         """One sentence for each kind of trouble."""
-        counted = (f"{n} log record{'s' if n != 1 else ''} {what}" for what, n in self.counts.items())
-        return (*self.sentences, *counted)
+        return (*self.sentences, *(f"log records {what}: {n}" for what, n in self.counts.items()))
 
 
 def split_level(flags: int, *, little: bool) -> int:

@@ -101,7 +101,7 @@ def iter_record_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) ->
             return
         body = log.read(offset + header.size, length - header.size)
         if body is None:
-            report.count("are missing: their text is not in the dump")
+            report.count("whose text is not in the dump")
         else:
             yield _record(header, seq, raw, body, order)
         seq += 1

@@ -86,23 +86,23 @@ def iter_ring(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Itera
         block = _block(ring, begin, next_)
         if block is None:
             if begin & next_ & 1 and begin & next_ & 2 == 0:
-                report.count("had no room for their text")
+                report.count("that had no room for their text")
             elif not (begin & next_ & 1):
-                report.count("have an impossible place in the ring")
+                report.count("with an impossible place in the ring")
             continue
         raw = ring.infos.read(number % ring.count * ring.layout.info_size, ring.layout.info_size)
         if raw is None:
-            report.count("are missing: their time and length are not in the dump")
+            report.count("whose time and length are not in the dump")
             continue
         word = ring.layout.word
         offset, size = block
         length = min(int.from_bytes(raw[ring.layout.text_len :][:2], space.byteorder), size - word)
         text = ring.data.read(offset, word + length)
         if text is None:
-            report.count("are missing: their text is not in the dump")
+            report.count("whose text is not in the dump")
             continue
         if int.from_bytes(text[:word], space.byteorder) != number:
-            report.count("are missing: their text was overwritten")
+            report.count("whose text was overwritten")
             continue
         room -= size
         if room < 0:  # blocks of a sound ring do not overlap
@@ -206,7 +206,7 @@ def _descriptors(
             batch = min(batch, -(-left // size))
             data = ring.descs.read(index * size, batch * size)
         if data is None:
-            report.count("may be missing: their descriptors are not in the dump", batch)
+            report.count("that may be missing, since their descriptors are not in the dump", batch)
         elif data.count(0) != len(data):
             for i, (state,) in enumerate(states.iter_unpack(data)):
                 if state & id_mask == (number + i) & id_mask and state >> id_bits in (_COMMITTED, _FINALIZED):
