@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from dumpfs.cli.common import warn
 from dumpfs.errors import UsageError
-from dumpfs.fuse.options import parse_options, render_options
+from dumpfs.fuse.options import MountOptions, parse_options, render_options
+
+if TYPE_CHECKING:
+    from dumpfs.vfs.context import Dump
 
 DESCRIPTION = """\
 Mount a kernel dump (kdump or ELF, also flattened, split or incomplete) as files.
@@ -75,7 +79,7 @@ def mount_dump(
     Raises:
         DumpfsError: it cannot be mounted.
     """
-    from dumpfs.fuse import daemon, logs, mounts
+    from dumpfs.fuse import daemon, mounts
 
     daemon.secure_standard_descriptors()
     reading, options = parse_options(texts)
@@ -89,6 +93,19 @@ def mount_dump(
     if fake:
         dump.close()
         return
+    mount_opened(dump, mount_point, options, foreground=foreground, debug=debug)
+
+
+def mount_opened(
+    dump: Dump, mount_point: str, options: MountOptions, *, foreground: bool = False, debug: bool = False
+) -> None:
+    """Mount an open dump at a resolved path, as `mount_dump` does; in the background this process ends.
+
+    Raises:
+        DumpfsError: it cannot be mounted.
+    """
+    from dumpfs.fuse import daemon, logs
+
     logs.set_up(options.log, foreground=foreground, debug=debug)
     if not foreground and options.log is None and not logs.can_syslog():
         warn("nobody listens to syslog here: what the mount has to say later is lost", "-o log=FILE keeps it")
@@ -98,8 +115,15 @@ def mount_dump(
 
     counters = SharedCounters(dump.cache)
     dump.counters = counters
-    total = sum(_size(path) for path in dump.paths)
-    session = Session(dump.tree, counters, mount_point, options, name=dump.paths[0], total_bytes=total, debug=debug)
+    session = Session(
+        dump.tree,
+        counters,
+        mount_point,
+        options,
+        name=dump.paths[0],
+        total_bytes=sum(map(_size, dump.paths)),
+        debug=debug,
+    )
     if foreground:
         session.mount()
         session.serve(lambda: None)
@@ -115,4 +139,4 @@ def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:
-        return 0
+        return 0  # gone again; its size is for df only

@@ -17,11 +17,12 @@ from dumpfs.fuse.options import is_option, render_options, split_options
 
 PROG = "mount.dumpfs"
 
-_IGNORED = frozenset(
-    "defaults auto noauto nofail user nouser users owner group _netdev async sync dirsync rw suid dev exec relatime "
-    "norelatime atime noatime diratime nodiratime strictatime nostrictatime lazytime nolazytime iversion noiversion "
-    "mand nomand silent loud".split()
-)
+_IGNORED = frozenset((
+    "defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "async", "sync",
+    "dirsync", "rw", "suid", "dev", "exec", "relatime", "norelatime", "atime", "noatime", "diratime", "nodiratime",
+    "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand", "silent",
+    "loud",
+))  # fmt: skip
 """Options that fstab may hold, and mount(8) hands on, which mean nothing to a dump or are mount(8)'s own."""
 _IGNORED_PREFIXES = ("x-", "X-", "comment=", "fsname=", "subtype=", "user=", "uhelper=", "helper=")
 
