@@ -31,6 +31,6 @@ def take_census(dump: Dump) -> Census:
     image, phys = dump.image, dump.phys
     scale = image.meta.block_size // phys.page_size
     ram, stored = phys.ram.count(), phys.stored.count()
-    lost = 0 if image.meta.complete else image.lost.count() * scale
+    lost = 0 if image.meta.complete else dump.lost.count()
     partial = sum(scale for block in image.partial if block in image.stored)
     return Census(ram, stored, partial, max(ram - stored - lost, 0), lost)

@@ -8,7 +8,7 @@ known at the fork and find out the rest by themselves, with the same result.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -17,7 +17,7 @@ from dumpfs.errors import DumpfsError, PageError, SourceError
 from dumpfs.formats.base import DumpImage
 from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
-from dumpfs.ranges import PfnSet
+from dumpfs.ranges import PfnSet, ScaledSet
 from dumpfs.units import PageState, Pfn
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
@@ -139,8 +139,10 @@ class Dump:
         self.cache = PageCache(self.options.cache)
         self.counters: Counters = LocalCounters()
         """Replaced by the mount with counters that its workers share."""
-        self.failures: dict[str, str] = {}
-        """Views that turned out not to be buildable, with the reason, as this process met them."""
+        self.failed: dict[int, str] = {}
+        """Files that turned out not to be buildable in this process: inode number and reason."""
+        self.failures: Callable[[], Mapping[int, str]] = lambda: self.failed
+        """Likewise, of all processes; replaced by the mount, whose files are built by helpers."""
         self._vmcoreinfo_override = vmcoreinfo
         self.kernel_error: DumpfsError | None = None
         """Why `kernel` is None, once it was asked for."""
@@ -270,6 +272,12 @@ class Dump:
         return 0
 
     # -- memory
+
+    @cached_property
+    def lost(self) -> PfnSet:
+        """Kernel pages that should be in the dump and are known not to be."""
+        phys, meta = self.phys, self.image.meta
+        return ScaledSet(self.image.lost, meta.block_size // phys.page_size, meta.first_paddr >> phys.page_shift)
 
     @cached_property
     def page_size(self) -> int:

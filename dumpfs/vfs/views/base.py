@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dumpfs.errors import DumpfsError
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import FileNode
 
@@ -41,7 +42,11 @@ class RenderedFile(DumpFile):
     def _bytes(self) -> bytes | memoryview:
         content = self.content
         if content is None:
-            content = self.content = self.render()
+            try:
+                content = self.content = self.render()
+            except DumpfsError as error:
+                self.dump.failed[self.ino] = explain(error)
+                raise
         return content
 
     def size(self) -> int:
@@ -69,3 +74,8 @@ class BuiltFile(RenderedFile):
     def adopt(self, data: memoryview | bytes) -> None:
         """See `FileNode.adopt`."""
         self.content = data
+
+
+def explain(error: DumpfsError) -> str:
+    """An error and its remedy in one line."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dumpfs import __version__
 from dumpfs.vfs.census import take_census
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile
-from dumpfs.vfs.views.status import explain
+from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile, explain
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel

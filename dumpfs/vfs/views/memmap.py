@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dumpfs.elf.segments import RamRanges, ram_ranges
-from dumpfs.units import PageState, render_size
+from dumpfs.ranges import PfnSet
+from dumpfs.units import render_size
 from dumpfs.vfs.census import take_census
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile
@@ -73,23 +74,36 @@ def _line(indent: str, start: int, stop: int, what: str, width: int) -> str:
 
 def _parts(dump: Dump, ram: RamRanges, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
     """What a range of RAM consists of, as (physical address, one past the last, state)."""
+    for first, end, is_stored in _split(dump, dump.phys.stored, start, stop):
+        if is_stored:
+            yield first, end, "stored"
+        else:
+            yield from _not_stored(dump, ram, first, end)
+
+
+def _not_stored(dump: Dump, ram: RamRanges, start: int, stop: int) -> Iterator[tuple[int, int, str]]:
+    """The same for a range without stored pages."""
+    pieces = _split(dump, dump.phys.ram, start, stop) if ram.filler else iter([(start, stop, True)])
+    for first, end, is_ram in pieces:
+        if not is_ram:
+            yield first, end, "not RAM"
+        elif dump.image.meta.complete:
+            yield first, end, "excluded"
+        else:
+            for low, high, is_lost in _split(dump, dump.lost, first, end):
+                yield low, high, "lost" if is_lost else "excluded"
+
+
+def _split(dump: Dump, members: PfnSet, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+    """A range of addresses, cut where pages begin and end to be members: (start, stop, whether they are)."""
     shift = dump.phys.page_shift
     position = start
-    for a, b in dump.phys.stored.runs(start >> shift, -(-stop >> shift)):
+    for a, b in members.runs(start >> shift, -(-stop >> shift)):
         first, end = max(a << shift, start), min(b << shift, stop)
         if position < first:
-            yield position, first, _why_not_stored(dump, ram, position, first)
+            yield position, first, False
         if first < end:
-            yield first, end, "stored"
+            yield first, end, True
             position = end
     if position < stop:
-        yield position, stop, _why_not_stored(dump, ram, position, stop)
-
-
-def _why_not_stored(dump: Dump, ram: RamRanges, start: int, stop: int) -> str:
-    """State of a range without stored pages; the ends are looked at where the range may be of several."""
-    if dump.image.meta.complete and not ram.filler:
-        return PageState.EXCLUDED.name.lower()
-    phys = dump.phys
-    states = {phys.state(start >> phys.page_shift), phys.state(stop - 1 >> phys.page_shift)}
-    return "/".join(sorted(state.name.lower() for state in states)).replace("absent", "not RAM")
+        yield position, stop, False

@@ -8,10 +8,9 @@ from enum import Enum
 from typing import ClassVar
 
 from dumpfs import __version__
-from dumpfs.errors import DumpfsError
 from dumpfs.units import render_size
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import DumpFile
+from dumpfs.vfs.views.base import DumpFile, explain
 from dumpfs.vfs.views.dmesg import DmesgFile
 from dumpfs.vfs.views.pages import MAX_LISTED, PagesDir
 from dumpfs.vfs.views.vmcore import VmcoreFile
@@ -49,7 +48,7 @@ def render_status(dump: Dump) -> bytes:
         ("dump", [f"dumpfs {__version__}", *dump.paths, f"{meta.format} {meta.variant}".rstrip(), state]),
         ("options", _options(dump)),
         ("not offered", [f"{path}: {why}" for path, _, why in dump.tree.views() if why is not None]),
-        ("failed", [f"{path}: {why}" for path, why in sorted(dump.failures.items())]),
+        ("could not be built", _failures(dump)),
         ("notices", _notices(dump)),
         ("changes of the input", dump.image.changes()),
         ("counters", _counters(dump)),
@@ -82,13 +81,20 @@ def _options(dump: Dump) -> Iterator[str]:
         yield option.name if value is True else f"{option.name}={value}"
 
 
+def _failures(dump: Dump) -> Iterator[str]:
+    reasons = dump.failures()
+    for path, node in dump.tree.files():
+        if node.ino in reasons:
+            yield f"{path}: {reasons[node.ino]}"
+
+
 def _notices(dump: Dump) -> Iterator[str]:
     yield from dump.image.notices
     if "kernel" in vars(dump):  # found out already; /status itself starts no search
         if dump.kernel is not None:
             yield from dump.kernel.problems
         else:
-            yield f"kernel: {dump.kernel_error}"
+            yield f"kernel: {explain(dump.kernel_error)}" if dump.kernel_error else "kernel: unknown"
     pages, core, log = (dump.tree.at(path) for path in ("pages", "vmcore", "dmesg"))
     if isinstance(pages, PagesDir) and not pages.listed:
         why = "pages=open" if dump.options.pages == "open" else f"more than {MAX_LISTED}"
@@ -111,8 +117,3 @@ def _bad_pages(dump: Dump) -> Iterator[str]:
     for first, stop, why in dump.counters.bad_runs():
         pages = f"{first:#x}" if stop == first + 1 else f"{first:#x}-{stop - 1:#x} ({stop - first} pages)"
         yield f"pfn {pages}: {why}"
-
-
-def explain(error: DumpfsError) -> str:
-    """An error and its remedy in one line."""
-    return f"{error.message} ({error.hint})" if error.hint else error.message

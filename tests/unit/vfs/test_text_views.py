@@ -77,7 +77,8 @@ def test_memmap_tells_lost_from_excluded():
         "stored",
         "excluded",
         "stored",
-        "excluded/lost",
+        "excluded",
+        "lost",
     ]
 
 
@@ -146,7 +147,7 @@ def test_status_tells_options_notices_changes_and_bad_pages():
     dump = fake_dump(image, kaslr=0x1000, pages="open")
     dump.counters.bad_page(PageError(7, PageState.CORRUPT, "bad checksum"))
     dump.counters.bad_page(PageError(8, PageState.CORRUPT, "bad checksum"))
-    dump.failures["dmesg"] = "the ring is broken"
+    dump.failures = lambda: {dump.tree.lookup_path("memmap").ino: "no room"}
     status = text(dump, "status")
     for line in (
         "  pages=open",
@@ -155,7 +156,7 @@ def test_status_tells_options_notices_changes_and_bad_pages():
         "  a problem",
         "  dump: truncated from 5 to 3 bytes",
         "  pfn 0x7-0x8 (2 pages): bad checksum",
-        "  dmesg: the ring is broken",
+        "  memmap: no room",
     ):
         assert f"{line}\n" in status
 
@@ -248,6 +249,7 @@ def test_log_of_a_dump_without_vmcoreinfo_is_an_error_after_the_search(log):
     dump = fake_dump(FakeImage({0: S}), fake_kernel(deep=fake_kernel()))
     with pytest.raises(ViewError, match="none was found in its memory"):
         dump.tree.lookup_path("dmesg").size()
+    assert "could not be built:\n  dmesg: dmesg: the dump carries no VMCOREINFO" in text(dump, "status")
 
 
 def test_vmcoreinfo_is_found_by_the_deep_search():
