@@ -124,6 +124,7 @@ def mount_opened(
         total_bytes=sum(map(_size, dump.paths)),
         debug=debug,
     )
+    dump.failures = session.failures
     if foreground:
         session.mount()
         session.serve(lambda: None)

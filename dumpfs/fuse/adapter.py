@@ -168,6 +168,10 @@ class Adapter(pyfuse3.Operations):
             self._complaints.add(error.message)
             _LOG.warning("%s", error.message)
 
+    def failures(self) -> dict[int, str]:
+        """Files that could not be built, by inode number, with the reason; of all workers."""
+        return self._publisher.failures()
+
     # -- nodes
 
     def _node(self, ino: int) -> Node:

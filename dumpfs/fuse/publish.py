@@ -209,6 +209,12 @@ class Publisher:
         for place in range(_HEAD.size, _HEAD.size + count * _ROW.size, _ROW.size):
             yield place, Row._make(_ROW.unpack_from(self._table, place))
 
+    def failures(self) -> dict[int, str]:
+        """Files that could not be built, by inode number, with the reason; of all processes."""
+        with self._locked():
+            rows = [row for _, row in self._rows() if row.state == State.FAILED]
+        return {row.ino: os.pread(self._fd, row.size, row.offset).decode("utf-8", "replace") for row in rows}
+
     def _find(self, ino: int) -> Row | None:
         with self._locked():
             return next((row for _, row in self._rows() if row.ino == ino), None)

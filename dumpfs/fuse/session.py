@@ -91,6 +91,10 @@ class Session:
         self._device = mounted.device if mounted is not None else ""
         raise_read_ahead(self._device, _READ_AHEAD_KIB)
 
+    def failures(self) -> dict[int, str]:
+        """Files that could not be built, by inode number, with the reason; any worker may ask."""
+        return self._adapter.failures()
+
     def _warm_up(self) -> None:
         """List the root before workers are forked, so that each need not find out the same things."""
         try:
