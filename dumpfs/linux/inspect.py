@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.btf import MAX_BTF, Btf
 from dumpfs.linux.code import KernelCode
+from dumpfs.linux.debugfile import DebugFile
 from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinfo
+from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.modules import Module, read_modules
 from dumpfs.linux.records import note_problem
@@ -22,6 +24,7 @@ from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import NT_PRSTATUS
 
 MAX_CPUS = 1 << 16
+MAX_IMAGE = 256 << 20
 DEFAULT_STACK_SIZE = 1 << 14
 MAX_STACK_SIZE = 1 << 20
 _T = TypeVar("_T")
@@ -34,6 +37,9 @@ class Inspector:
 
     Args:
         kernel: the kernel; `kernel.deep` gives more where the dump has no VMCOREINFO.
+
+    Raises:
+        SourceError, UnknownFormatError: the user's vmlinux cannot be opened.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -41,6 +47,7 @@ class Inspector:
         self.problems: list[str] = []
         """What was met that is not as it should be, one sentence each."""
         self._known: dict[str, Any] = {}
+        self._debug = DebugFile(kernel.options.vmlinux) if kernel.options.vmlinux is not None else None
 
     def _once(self, name: str, make: Callable[[], _T]) -> _T:
         """What `make` returned or raised the first time."""
@@ -71,17 +78,54 @@ class Inspector:
         return self._once("kallsyms", self._read_kallsyms)
 
     def _read_kallsyms(self) -> Kallsyms:
+        """By VMCOREINFO, else from the user's vmlinux, else by a search of the kernel image."""
         info = self.kernel.vmcoreinfo
-        if info is None:
-            raise ViewError("the dump has no VMCOREINFO")
-        tables = tables_from_vmcoreinfo(info)
-        return read_kallsyms(self.space, tables, info.symbol("_stext"), "kallsyms in the dump")
+        stext = info.symbol("_stext") if info is not None else None
+        problem: DumpfsError
+        try:
+            if info is None:
+                raise ViewError("the dump has no VMCOREINFO")
+            return read_kallsyms(self.space, tables_from_vmcoreinfo(info), stext, "kallsyms in the dump")
+        except DumpfsError as exc:
+            problem = exc
+        try:
+            symbols = find_kallsyms(self.space, self.image_ranges, stext)
+        except DumpfsError as exc:
+            debug = self.debug_symbols
+            if debug is not None:
+                return debug
+            raise ViewError(f"{problem}; {exc}", hint=exc.hint) from exc
+        return symbols
+
+    @property
+    def debug_symbols(self) -> Kallsyms | None:
+        """Symbols of the user's vmlinux, or None when none was given or it does not fit."""
+        debug = self._debug
+        if debug is None:
+            return None
+        try:
+            return self._once("debug_symbols", lambda: debug.read_symbols(self.kernel.kaslr_offset or 0))
+        except DumpfsError as exc:
+            note_problem(self.problems, str(exc))
+            return None
+
+    @property
+    def image_ranges(self) -> tuple[tuple[int, int], ...]:
+        """(address, bytes) of memory that holds the kernel image: its own mapping, else the start of linear maps."""
+        text = self.kernel.text
+        if text is not None:
+            return ((text[0], min(text[2], MAX_IMAGE)),)
+        return tuple((rule.vaddr, min(rule.size, MAX_IMAGE)) for rule in self.space.linear)
 
     def find_symbol(self, name: str) -> int | None:
-        """Address of a symbol by VMCOREINFO, else kallsyms; None when neither knows it."""
+        """Address of a symbol by VMCOREINFO, kallsyms or the user's vmlinux; None when none of them knows it."""
         info = self.kernel.vmcoreinfo
-        told = info.symbol(name) if info is not None else None
-        return told if told is not None else self.kallsyms.address(name)
+        found = info.symbol(name) if info is not None else None
+        if found is None:
+            found = self.kallsyms.address(name)
+        if found is None and self.debug_symbols is not None:  # data has no symbols without CONFIG_KALLSYMS_ALL
+            found = self.debug_symbols.address(name)
+        return found
 
     def symbol(self, name: str) -> int:
         """Like `find_symbol`; ViewError when there is none."""
@@ -98,12 +142,16 @@ class Inspector:
         return self._once("types", self._find_types)
 
     def _find_types(self) -> Types:
-        return Types(Btf(self.read_btf(), self.kernel.word_size))
+        try:
+            return Types(Btf(self.read_btf(), self.kernel.word_size))
+        except DumpfsError as exc:
+            if self._debug is None:
+                raise ViewError(f"its structures are unknown: {exc}", hint="-o vmlinux=FILE supplies them") from exc
+            return Types(self._debug.read_types(self.kernel.word_size))
 
     def read_btf(self) -> bytes:
         """The raw BTF of the kernel itself, as /sys/kernel/btf/vmlinux has it."""
-        symbols = self.kallsyms
-        start, stop = symbols.address("__start_BTF"), symbols.address("__stop_BTF")
+        start, stop = self.find_symbol("__start_BTF"), self.find_symbol("__stop_BTF")
         if start is None or stop is None:
             raise ViewError("the kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)")
         if not 0 < stop - start <= MAX_BTF:
