@@ -18,12 +18,22 @@ from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import INLINE_PFNS, DumpFile
 
 _CONTENTS = tuple(Content)
+_SEARCHED_BYTES = 2 << 30
+"""Stored memory that may be searched for VMCOREINFO before the file can be had: decoding it takes some ten seconds."""
 
 
 def plan_dump_core(dump: Dump) -> CorePlan:
     """The plan of a dump's core, with the addresses of its kernel as far as they are known."""
-    image, kernel, meta = dump.image, dump.deep_kernel, dump.image.meta
+    image, meta = dump.image, dump.image.meta
     notices: tuple[str, ...] = ()
+    deep = dump.vmcoreinfo_text is not None or dump.stored_bytes <= _SEARCHED_BYTES
+    if not deep:
+        notices += (
+            "/vmcore: it has no VMCOREINFO; the dump is too large to be searched for it (reading the file vmcoreinfo"
+            " does that, and -o vmcoreinfo=FILE takes the result)",
+        )
+    kernel = dump.deep_kernel if deep else dump.kernel
+    vmcoreinfo = dump.deep_vmcoreinfo_text if deep else None
     page_offset: int | None = None
     text: tuple[Mapping, ...] = ()
     if kernel is not None:
@@ -34,9 +44,7 @@ def plan_dump_core(dump: Dump) -> CorePlan:
         machine, order, word_size = meta.machine, meta.byteorder, meta.word_size
     if page_offset is None:
         notices += ("/vmcore: the direct map's address is unknown; virtual addresses in it are physical ones",)
-    notes = build_core_notes(
-        image.notes(), meta.byteorder, order, word_size, dump.deep_vmcoreinfo_text, image.eraseinfo()
-    )
+    notes = build_core_notes(image.notes(), meta.byteorder, order, word_size, vmcoreinfo, image.eraseinfo())
     target = CoreTarget(machine, order, max(word_size, meta.word_size), dump.phys.page_size, kernel_word_size=word_size)
     return plan_core(target, ram_ranges(image), notes, page_offset, text, notices=notices)
 

@@ -7,6 +7,8 @@ import io
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dumpfs.errors import DumpfsError
 from dumpfs.memory.physical import HolePolicy
@@ -130,3 +132,26 @@ def test_absent_page_is_not_found(pfn):
 )
 def test_page_tells_its_state(pfn, state):
     assert page(pfn).xattrs()["user.dumpfs.state"] == state
+
+
+@given(
+    st.dictionaries(st.integers(0, 60), st.sampled_from([S, S, S, E, L, C, P])),
+    st.lists(st.tuples(st.integers(0, PAGE - 1), st.integers(1, PAGE))),
+    st.sampled_from(HolePolicy),
+)
+def test_any_memory_is_the_same_through_hmem_and_the_core(states, extents, holes):
+    partial = {p: (0, PAGE) for p, s in states.items() if s is P}
+    partial |= {p: (min(e), max(e)) for p, e in zip(partial, extents, strict=False) if min(e) < max(e)}
+    dump = fake_dump(FakeImage(states, partial), holes=holes)
+    hmem, core = dump.tree.lookup_path("hmem"), dump.tree.lookup_path("vmcore")
+    seen = set()
+    for load in ELFFile(io.BytesIO(core.planned().headers)).iter_segments():
+        if load["p_type"] != "PT_LOAD":
+            continue
+        for paddr in range(load["p_paddr"], load["p_paddr"] + load["p_filesz"], 512):
+            seen.add(paddr // PAGE)
+            size = min(512 - paddr % 512, load["p_paddr"] + load["p_filesz"] - paddr)
+            offset = load["p_offset"] + paddr - load["p_paddr"]
+            ours = outcome(lambda paddr=paddr, size=size: hmem.read(paddr, size))
+            assert outcome(lambda offset=offset, size=size: core.read(offset, size)) == ours
+    assert seen == {p for p in states if p not in partial or partial[p][0] < partial[p][1]}

@@ -263,3 +263,21 @@ def test_bitmap_may_reach_beyond_the_last_page():
     dump = fake_dump(image)
     assert dump.tree.lookup_path("bitmaps/ram").read(0, 99) == b"\x03"
     assert "00000000-00001fff : System RAM" in text(dump, "memmap")
+
+
+def test_large_dump_is_not_searched_for_the_sake_of_the_core(monkeypatch):
+    monkeypatch.setattr("dumpfs.vfs.views.vmcore._SEARCHED_BYTES", 0)
+    dump = fake_dump(FakeImage({0: S}), fake_kernel(deep=None))
+    assert dump.tree.lookup_path("vmcore").size() > PAGE
+    assert "too large to be searched" in text(dump, "status")
+
+
+@pytest.mark.parametrize("text_of", [None, TEXT])
+def test_dump_without_any_page_still_shows_its_files(text_of):
+    dump = fake_dump(FakeImage({}, vmcoreinfo=text_of, complete=False, incomplete_reason="nothing was written"))
+    assert dump.tree.lookup_path("hmem").read(0, 100) == b""
+    assert dump.tree.lookup_path("bitmaps/ram").read(0, 100) == b""
+    assert list(dump.tree.lookup_path("pages").entries(0)) == []
+    assert dump.tree.lookup_path("vmcore").read(0, 4) == b"\x7fELF"
+    assert "incomplete: nothing was written" in text(dump, "status")
+    assert json.loads(text(dump, "info.json"))["pages"]["ram"] == 0
