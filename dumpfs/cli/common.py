@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dumpfs.vfs.context import Dump, OpenOptions
 
 PROG = "dumpfs"
+_STDERR = 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,6 +28,19 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix(prefix)
         where = f"{verb}: " if self.prog.startswith(prefix) else ""
         raise UsageError(f"{where}{message}", hint=f"{self.prog} --help")
+
+
+def secure_standard_streams() -> None:
+    """Open /dev/null for each of stdin, stdout and stderr that is closed, lest a dump gets its descriptor."""
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        if descriptor > _STDERR:
+            os.close(descriptor)
+            break
+        os.set_inheritable(descriptor, True)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  # they live as long as the process
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def warn(message: str, hint: str | None = None, *, prog: str = PROG) -> None:

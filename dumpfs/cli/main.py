@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from dumpfs import __version__
-from dumpfs.cli.common import PROG, Parser, print_error, silence_stdout, warn
+from dumpfs.cli.common import PROG, Parser, print_error, secure_standard_streams, silence_stdout, warn
 from dumpfs.errors import DumpfsError, UsageError
 
 
@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "info": Verb("dumpfs.cli.info", "tell what a dump is and what its kernel died of"),
     "cat": Verb("dumpfs.cli.cat", "print one file of the tree, without a mount"),
     "dmesg": Verb("dumpfs.cli.dmesg", "print the dead kernel's log"),
+    "write": Verb("dumpfs.cli.write", "make a dump: filter, compress, convert, split, join"),
     "check": Verb("dumpfs.cli.check", "read every page and count the bad ones"),
 }
 
@@ -107,6 +108,7 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script: run, report, and return the exit code."""
+    secure_standard_streams()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except DumpfsError as exc:

@@ -79,9 +79,8 @@ def mount_dump(
     Raises:
         DumpfsError: it cannot be mounted.
     """
-    from dumpfs.fuse import daemon, mounts
+    from dumpfs.fuse import mounts
 
-    daemon.secure_standard_descriptors()
     reading, options = parse_options(texts)
     mount_point = mounts.check_mount_point(mount_point)
     mounts.check_fuse(allow_other=options.allow_other)

@@ -23,7 +23,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestC
 
 from dumpfs.errors import DumpfsError, PageError
 from dumpfs.fuse.eventloop import EventLoop
-from dumpfs.fuse.publish import Publisher
+from dumpfs.fuse.publish import BuildError, Publisher
 from dumpfs.vfs.counters import Count, SharedCounters
 from dumpfs.vfs.node import DirNode, FileNode, Node
 
@@ -163,6 +163,8 @@ class Adapter(pyfuse3.Operations):
             if self.counters.bad_page(error):
                 _LOG.warning("%s", error.message)
             return
+        if isinstance(error, BuildError):
+            return  # the helper has logged it
         news = error.errno == errno.EIO and error.message not in self._complaints
         if news and len(self._complaints) < _MAX_COMPLAINTS:
             self._complaints.add(error.message)

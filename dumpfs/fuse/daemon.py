@@ -16,16 +16,6 @@ from dumpfs.errors import DumpfsError, MountError
 _STANDARD = (0, 1, 2)
 
 
-def secure_standard_descriptors() -> None:
-    """Open /dev/null for each of stdin, stdout, stderr that is closed, lest a dump gets its number."""
-    while True:
-        descriptor = os.open(os.devnull, os.O_RDWR)
-        if descriptor > max(_STANDARD):
-            os.close(descriptor)
-            return
-        os.set_inheritable(descriptor, True)
-
-
 def detach(mount: Callable[[], None], serve: Callable[[Callable[[], None]], int]) -> None:
     """Run a mount in the background; return when it answers.
 

@@ -191,7 +191,8 @@ class Publisher:
         if tries < _MAX_TRIES:
             self._update(row.ino, State.EMPTY, pid=0, number=tries)
         else:
-            message = f"its content could not be built: {tries} helper processes died (the last {how})"
+            message = f"inode {row.ino:#x} cannot be built: {tries} helper processes died"
+            _LOG.error("%s", message)
             self._finish(row.ino, State.FAILED, message.encode(), errno.EIO)
 
     # -- the table
