@@ -183,10 +183,13 @@ class Adapter(pyfuse3.Operations):
         except LookupError as exc:
             raise FUSEError(errno.ESTALE) from exc
 
-    def _dir(self, ino: int) -> DirNode:
+    async def _dir(self, ino: int) -> DirNode:
+        """The node of a directory, ready to be looked into."""
         node = self._node(ino)
         if not isinstance(node, DirNode):
             raise FUSEError(errno.ENOTDIR)
+        if not node.ready:
+            await self._publisher.prepare(node.prepared_by())
         return node
 
     async def _file(self, ino: int) -> FileNode:
@@ -195,7 +198,7 @@ class Adapter(pyfuse3.Operations):
         if not isinstance(node, FileNode):
             raise FUSEError(errno.EISDIR)
         if not node.ready:
-            await self._publisher.prepare(node)
+            await self._publisher.prepare(node.prepared_by())
         if len(self._nodes) >= _KEPT_NODES:
             self._nodes.clear()
         self._nodes[ino] = node
@@ -235,7 +238,7 @@ class Adapter(pyfuse3.Operations):
     @_translated
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Find an entry."""
-        node = self._dir(parent_inode).lookup(os.fsdecode(name))
+        node = (await self._dir(parent_inode)).lookup(os.fsdecode(name))
         if node is None:
             raise FUSEError(errno.ENOENT)
         return self._attributes(node)
@@ -246,7 +249,7 @@ class Adapter(pyfuse3.Operations):
         node = self._node(inode)
         if isinstance(node, FileNode) and not node.ready and not node.volatile:
             try:
-                await self._publisher.prepare(node)
+                await self._publisher.prepare(node.prepared_by())
             except DumpfsError as exc:
                 self.complain(exc)
         return self._attributes(node)
@@ -292,7 +295,7 @@ class Adapter(pyfuse3.Operations):
     @_translated
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a directory; its handle is its inode number."""
-        return self._dir(inode).ino
+        return (await self._dir(inode)).ino
 
     @_translated
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -303,7 +306,7 @@ class Adapter(pyfuse3.Operations):
         reply = pyfuse3.readdir_reply
         page = self._file_attributes
         bare = False
-        for cookie, name, node in self._dir(fh).entries(start_id):
+        for cookie, name, node in (await self._dir(fh)).entries(start_id):
             if isinstance(node, int):
                 if not bare:
                     page.st_size = page.st_blocks = 0

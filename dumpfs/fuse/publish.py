@@ -30,7 +30,7 @@ import trio
 from dumpfs.errors import DumpfsError
 from dumpfs.fuse.eventloop import EventLoop
 from dumpfs.fuse.process import is_alive, render_exit, spawn
-from dumpfs.vfs.node import FileNode
+from dumpfs.vfs.node import Node
 
 _LOG = logging.getLogger("dumpfs")
 
@@ -97,7 +97,7 @@ class Publisher:
         self._table = mmap.mmap(self._fd, _TABLE_BYTES)
         _HEAD.pack_into(self._table, 0, 0, _TABLE_BYTES)
 
-    async def prepare(self, node: FileNode) -> None:
+    async def prepare(self, node: Node) -> None:
         """Return when `node` can be read without delay.
 
         Raises:
@@ -118,7 +118,7 @@ class Publisher:
             if child:
                 os.waitpid(child, 0)  # it is on its last line
 
-    def _settled(self, node: FileNode) -> bool:
+    def _settled(self, node: Node) -> bool:
         """Hand the content over if it is there; False while it is not.
 
         Raises:
@@ -141,14 +141,14 @@ class Publisher:
 
     # -- the helper
 
-    def _start(self, node: FileNode) -> int:
+    def _start(self, node: Node) -> int:
         """Fork the helper that builds; its process id."""
         self._on_build()
         pid = spawn(lambda: self._build(node), on_parent_death=signal.SIGKILL)
         self._update(node.ino, State.BUILDING, pid=pid)
         return pid
 
-    def _build(self, node: FileNode) -> int:
+    def _build(self, node: Node) -> int:
         """What the helper does."""
         os.close(self._loop.fd)  # else a mount whose workers are dead would not end before we do
         try:

@@ -33,25 +33,21 @@ class Node(ABC):
 
     ino: int
 
-
-@dataclass(slots=True)
-class FileNode(Node):
-    """A read-only file. Methods raise `DumpfsError`; its `errno` is what a reader gets."""
-
-    volatile: bool = field(default=False, kw_only=True)
-    """True for files whose content changes while mounted (/status): never cached by anybody."""
-
     @property
     def ready(self) -> bool:
-        """False while `size` and `read` would first have to build the content, which may take over 50 ms.
+        """False while using the node would first have to build something, which may take over 50 ms.
 
-        The mount then builds in a helper process (see `build`), so that other requests go on; without a mount
-        `size` and `read` build by themselves.
+        For a file that is `size` and `read`, for a directory `lookup` and `entries`. The mount then builds in a helper
+        process (see `build`), so that other requests go on; without a mount the methods build by themselves.
         """
         return True
 
+    def prepared_by(self) -> Node:
+        """The node whose `build` and `adopt` make this one ready: another one where several need the same."""
+        return self
+
     def build(self) -> bytes | None:
-        """What a not `ready` file must prepare: bytes that `adopt` takes, in this or another process.
+        """What a node that is not `ready` must prepare: bytes that `adopt` takes, in this or another process.
 
         Raises:
             DumpfsError: it cannot be built; the reason is for /status and the reader.
@@ -60,6 +56,14 @@ class FileNode(Node):
 
     def adopt(self, data: memoryview | bytes) -> None:
         """Take what `build` made, here or in another process; the node is then `ready`."""
+
+
+@dataclass(slots=True)
+class FileNode(Node):
+    """A read-only file. Methods raise `DumpfsError`; its `errno` is what a reader gets."""
+
+    volatile: bool = field(default=False, kw_only=True)
+    """True for files whose content changes while mounted (/status): never cached by anybody."""
 
     @abstractmethod
     def size(self) -> int:
