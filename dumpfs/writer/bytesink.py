@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from typing import Protocol
@@ -38,6 +39,13 @@ class ByteSink(Protocol):
 
         Raises:
             OSError: with ENOSPC or EFBIG when there is no room, within the limit or on the device.
+        """
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Make sure that `size` bytes at `offset` can be written later.
+
+        Raises:
+            OSError: there is no room for them.
         """
 
     def sync(self) -> None:
@@ -72,6 +80,13 @@ class PlainSink:
             done = os.pwritev(self.fd, group, offset)
             offset += done
             views = _after(views, done)
+
+    def reserve(self, offset: int, size: int) -> None:
+        """See `ByteSink.reserve`; on a device there is room or there is not."""
+        if size and stat.S_ISREG(os.fstat(self.fd).st_mode):
+            if self._limit is not None and offset + size > self._limit:
+                raise OSError(errno.EFBIG, f"the limit of {self._limit} bytes is reached")
+            os.posix_fallocate(self.fd, offset, size)
 
     def sync(self) -> None:
         """See `ByteSink.sync`."""
@@ -110,6 +125,9 @@ class FlatSink:
         total = sum(len(chunk) for chunk in chunks)
         if total:
             self._put([_RECORD.pack(offset, total), *chunks])
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Nothing can be kept free in a stream."""
 
     def sync(self) -> None:
         """Nothing: a stream's reader sees the mark of an incomplete dump cleared only after everything else."""

@@ -138,6 +138,7 @@ class KdumpSink:
         self.out = out
         self.plan = plan
         self.part = part
+        self.ordered = not out.concurrent
         self.layout = KdumpLayout.of(plan.facts, plan.count)
         layout = self.layout
         self.cursor = layout.data_offset + (layout.page_size if plan.shares_zero_pages else 0)
@@ -168,6 +169,8 @@ class KdumpSink:
         self._write_sub_header(0, notes=True)
         self._write_bitmap(plan.ram, layout.bitmap_offset)
         self._write_bitmap(plan.dump, layout.bitmap_offset + layout.bitmap_bytes)
+        # Room for the descriptors is made sure of now: data that nothing points at would be worth nothing.
+        out.reserve(layout.descriptor_offset, layout.data_offset - layout.descriptor_offset)
         if plan.shares_zero_pages:
             out.write_at(layout.data_offset, [bytes(layout.page_size)])
 
@@ -205,13 +208,18 @@ class KdumpSink:
     def finish(self, *, complete: bool) -> None:
         """Write the erase information and, for a complete dump, clear the mark."""
         layout, plan, out = self.layout, self.plan, self.out
-        if plan.facts.eraseinfo:
+        if plan.facts.eraseinfo and complete:
             out.write_at(self.cursor, [plan.facts.eraseinfo])
             self._write_sub_header(self.cursor)
         if complete:
             out.sync()  # the data is on the disk before the header says so
             out.write_at(0, [build_main_header(plan.facts, layout, plan.codec_flag)])
         out.finish()
+
+    @property
+    def end(self) -> int:
+        """Bytes of the finished file."""
+        return self.cursor + len(self.plan.facts.eraseinfo)
 
     @property
     def missing(self) -> int:

@@ -49,6 +49,8 @@ class DumpSink(Protocol):
     """One output file."""
 
     out: ByteSink
+    ordered: bool
+    """Whether a batch may be written only when all before it are."""
 
     def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
         """Where the bytes of the next batch go."""
@@ -224,7 +226,7 @@ class Pipeline:
         """Say where encoded batches go, in order; on a stream only one at a time is let in."""
         while (batch := self._batches.get(self._placed)) is not None and batch.encoded is not None:
             sink = self.sinks[batch.job.sink]
-            if not sink.out.concurrent and self._committed < self._placed:
+            if sink.ordered and self._committed < self._placed:
                 return
             batch.pieces = sink.place(batch.job.first, batch.job.stop, batch.encoded.nbytes)
             self._send(self._workers[batch.worker], ("write", self._placed, batch.job.sink, batch.pieces))

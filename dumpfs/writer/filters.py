@@ -1,0 +1,148 @@
+"""Which pages a dump will store: the source's pages less what the dump level and the chosen range leave out.
+
+A page of the source that is lost or corrupt is chosen like any other. It gets no content, but it is never left out for
+that reason: left out would mean that it reads as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dumpfs.formats.base import DumpImage
+from dumpfs.linux.pageclass import ALWAYS_DROPPED, BLOCK_PFNS, PageClass, PageClassifier, keep_mask
+from dumpfs.units import Pfn
+from dumpfs.writer.bitmaps import Bits, bits_of, window
+from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
+
+CLASS_LEVELS = LEVEL_CACHE | LEVEL_CACHE_PRIVATE | LEVEL_USER | LEVEL_FREE
+"""Bits of the level that need the kernel's struct pages."""
+
+CLASS_NAMES = {
+    PageClass.CACHE: "cache",
+    PageClass.CACHE_PRIVATE: "cache_private",
+    PageClass.USER: "user",
+    PageClass.FREE: "free",
+    PageClass.HWPOISON: "hwpoison",
+    PageClass.OFFLINE: "offline",
+}
+
+
+@dataclass(slots=True)
+class Selection:
+    """The chosen pages."""
+
+    ram: Bits
+    dump: Bits
+    stats: dict[str, int] = field(default_factory=dict)
+    """Pages of the source by class, and 'kept'."""
+    notices: list[str] = field(default_factory=list)
+
+
+def end_of_memory(image: DumpImage) -> Pfn:
+    """One past the last pfn of the source's RAM, which is max_mapnr in its dump."""
+    end = (image.ram.stop + 7) // 8
+    while end > 0:
+        begin = max(end - (1 << 18), 0)
+        bits = image.ram.read_bits(begin, end - begin).rstrip(b"\0")
+        if bits:
+            return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
+        end = begin
+    return 0
+
+
+def select_pages(
+    image: DumpImage,
+    max_mapnr: Pfn,
+    level: int,
+    classifier: PageClassifier | None,
+    *,
+    begin: int = 0,
+    length: int | None = None,
+    keep_partial: bool = False,
+    tick: Callable[[], None] = lambda: None,
+) -> Selection:
+    """The pages of `image` that a dump of `level` stores.
+
+    Args:
+        image: the source, in kernel pages.
+        max_mapnr: one past the last pfn.
+        level: dump level; bit 1 (zero pages) is not decided here.
+        classifier: says what pages are; None where neither level nor kernel needs it.
+        begin: first physical address to be stored, bytes.
+        length: bytes of memory from `begin` on, or None for all.
+        keep_partial: keep pages in which RAM ends. makedumpfile leaves them out, and so do we unless told otherwise.
+        tick: called for every block of pages, to show progress and to stop by an exception.
+    """
+    ram = bits_of(image.ram, max_mapnr)
+    dump = bits_of(image.stored, max_mapnr)
+    dump |= bits_of(image.lost, max_mapnr)
+    chosen = Selection(ram, dump)
+    page_size = image.meta.block_size
+    if not keep_partial:
+        for pfn, (_, end) in image.partial.items():
+            if end < page_size and pfn < max_mapnr:
+                _clear(dump, pfn, pfn + 1)
+    if begin or length is not None:
+        low = max(begin - image.meta.first_paddr, 0) // page_size
+        high = max_mapnr if length is None else -(-(begin + length - image.meta.first_paddr) // page_size)
+        _clear(dump, 0, min(low, max_mapnr))
+        _clear(dump, min(max(high, 0), max_mapnr), max_mapnr)
+    if classifier is not None:
+        _filter(chosen, max_mapnr, level, classifier, tick)
+    return chosen
+
+
+def _clear(bits: Bits, first: Pfn, stop: Pfn) -> None:
+    """Take `[first, stop)` out of a bitmap."""
+    if first >= stop:
+        return
+    a, b = first // 8, stop // 8
+    if a == b:
+        bits[a] &= ~((0xFF << first % 8) & ((1 << stop % 8) - 1)) & 0xFF
+        return
+    bits[a] &= (1 << first % 8) - 1
+    bits[a + 1 : b] = 0
+    if stop % 8:
+        bits[b] &= 0xFF << stop % 8 & 0xFF
+
+
+def _filter(
+    chosen: Selection, max_mapnr: Pfn, level: int, classifier: PageClassifier, tick: Callable[[], None]
+) -> None:
+    counts = dict.fromkeys(CLASS_NAMES.values(), 0)
+    block_bytes = BLOCK_PFNS // 8
+    for offset in range(0, len(chosen.dump), block_bytes):
+        bits = chosen.dump[offset : offset + block_bytes]
+        if not bits.any():
+            continue
+        tick()
+        first = offset * 8
+        stop = min(first + BLOCK_PFNS, max_mapnr)
+        classes = classifier.classify(first, stop - first)
+        present = window(chosen.dump, first, stop)
+        found = np.bincount(classes[present], minlength=256)
+        for bit, name in CLASS_NAMES.items():
+            counts[name] += int(sum(found[value] for value in np.flatnonzero(found).tolist() if value & bit))
+        keep = present & keep_mask(classes, level)
+        packed = np.packbits(keep, bitorder="little")
+        bits[: len(packed)] = packed
+    chosen.stats.update(counts)
+    if classifier.unreadable:
+        chosen.notices.append(
+            f"the struct pages of {classifier.unreadable} pages are not in the source; those pages are kept"
+        )
+    if classifier.odd_orders:
+        chosen.notices.append(f"{classifier.odd_orders} free pages have an impossible order; they are kept")
+
+
+def needs_classes(level: int) -> bool:
+    """Whether a level cannot do without the kernel's struct pages."""
+    return bool(level & CLASS_LEVELS)
+
+
+def drops_always(classes: int) -> bool:
+    """Whether pages of these classes are left out at every level."""
+    return bool(classes & ALWAYS_DROPPED)

@@ -1,0 +1,332 @@
+"""The whole of one `dumpfs write`: from sources to finished files.
+
+    open the source -> understand its kernel -> choose pages -> headers -> batches -> finish, or leave a marked part
+
+Whatever ends it early (no room, a limit, a signal, a worker that was killed), the pages that were written stay readable
+and the dump is marked incomplete.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, zip_longest
+
+import numpy as np
+
+from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, VmcoreinfoError, WriteError
+from dumpfs.formats.base import DumpImage
+from dumpfs.linux.kernel import Kernel, find_kernel
+from dumpfs.linux.pageclass import PageClassifier
+from dumpfs.units import Pfn
+from dumpfs.writer.bitmaps import Bits, bits_of, count_bits
+from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
+from dumpfs.writer.copythrough import choose_encoder
+from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, needs_classes, select_pages
+from dumpfs.writer.pipeline.engine import Job, Pipeline, Totals
+from dumpfs.writer.plan import LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
+from dumpfs.writer.resume import resume_sink
+from dumpfs.writer.sink_elf import ElfSink
+from dumpfs.writer.sink_kdump import KdumpSink
+from dumpfs.writer.source import in_kernel_pages, open_source
+from dumpfs.writer.target import Target
+from dumpfs.writer.zeroscan import ZeroCollector, ZeroFinder
+
+_PART_ALIGN = 64
+"""Parts of a split set begin at multiples of this: crash counts bits in words of 64 pfns."""
+
+EraserFactory = Callable[[Kernel, DumpImage], Eraser]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """What to write."""
+
+    sources: tuple[str, ...]
+    outputs: tuple[str, ...]
+    """One, or the parts of a split set; '-' is standard output."""
+    codec_flag: int = 0
+    level: int = 0
+    elf: bool = False
+    flatten: bool = False
+    threads: int = 1
+    limit: int | None = None
+    force: bool = False
+    resume: bool = False
+    begin: int = 0
+    length: int | None = None
+    keep_unknown: bool = False
+    keep_partial: bool = False
+    splitblock_pfns: int = _PART_ALIGN
+    vmcoreinfo: bytes | None = None
+    vmlinux: str | None = None
+    eraser: EraserFactory | None = None
+    eraseinfo: Callable[[], bytes] = bytes
+    dry_run: bool = False
+
+
+@dataclass(slots=True)
+class Hooks:
+    """How the caller hears of progress, and stops."""
+
+    started: Callable[[WritePlan], None] = lambda plan: None
+    progress: Callable[[int], None] = lambda pages: None
+    stop: Callable[[], str] = str
+    """The reason to stop early, or ''."""
+    notice: Callable[[str], None] = lambda text: None
+
+
+@dataclass(slots=True)
+class WriteReport:
+    """What was done."""
+
+    plan: WritePlan
+    names: list[str] = field(default_factory=list)
+    """The files, as they are called now."""
+    totals: Totals = field(default_factory=Totals)
+    missing: int = 0
+    """Pages that are not in the files because writing ended early."""
+    cause: str = ""
+    """Why it ended early, or ''."""
+    source_incomplete: str = ""
+    """Why the source itself is incomplete, or ''."""
+    stats: dict[str, int] = field(default_factory=dict)
+
+
+class _Stopped(Exception):
+    """The caller asked to stop before anything was written."""
+
+
+def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
+    """Write what `request` says.
+
+    Raises:
+        DumpfsError: nothing could be written, or a file could not be finished.
+        IncompleteDumpError: stopped before the first byte.
+    """
+    image = open_source(request.sources)
+    try:
+        kernel = find_kernel(image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux)
+        plan = plan_write(request, image, kernel, hooks)
+        report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
+        if not request.dry_run:
+            _write(request, plan, hooks, report)
+        return report
+    except _Stopped as exc:
+        raise IncompleteDumpError(f"{exc}: nothing was written yet") from None
+    finally:
+        image.close()
+
+
+def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: Hooks) -> WritePlan:
+    """The plan for `request`; reads the kernel's structures, and for an ELF core at level 1 every page.
+
+    Raises:
+        VmcoreinfoError: the level needs a key that is missing.
+        UsageError: options that do not fit the source.
+    """
+    paged = in_kernel_pages(image, kernel.page_size)
+
+    def tick() -> None:
+        if reason := hooks.stop():
+            raise _Stopped(reason)
+
+    level = request.level
+    classifier, level = _classifier(kernel, level, request.keep_unknown, hooks)
+    max_mapnr = end_of_memory(paged)
+    chosen = select_pages(
+        paged,
+        max_mapnr,
+        level,
+        classifier,
+        begin=request.begin,
+        length=request.length,
+        keep_partial=request.keep_partial,
+        tick=tick,
+    )
+    for notice in chosen.notices:
+        hooks.notice(notice)
+    eraser = request.eraser(kernel, paged) if request.eraser is not None else None
+    facts = header_facts(paged, kernel, level, max_mapnr, eraseinfo=request.eraseinfo())
+    plan = make_plan(
+        paged,
+        facts,
+        chosen.ram,
+        chosen.dump,
+        level=level,
+        codec_flag=request.codec_flag,
+        eraser=eraser,
+        stats=_stats(chosen),
+    )
+    return _elf_plan(plan, request, hooks) if request.elf else plan
+
+
+def _stats(chosen: Selection) -> dict[str, int]:
+    return {"ram": count_bits(chosen.ram), **chosen.stats}
+
+
+def _classifier(kernel: Kernel, level: int, keep_unknown: bool, hooks: Hooks) -> tuple[PageClassifier | None, int]:
+    """What judges pages, and the level that can be kept."""
+    info = kernel.vmcoreinfo
+    always = info is not None and ("NUMBER(PG_hwpoison)" in info or "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)" in info)
+    if not needs_classes(level) and not always:
+        return None, level
+    try:
+        return PageClassifier(kernel), level
+    except DumpfsError as exc:
+        if not needs_classes(level):
+            hooks.notice(f"broken and offline pages cannot be told apart and are kept: {exc.message}")
+            return None, level
+        if not keep_unknown:
+            if isinstance(exc, VmcoreinfoError) or exc.hint:
+                raise
+            exc.hint = "give the kernel's VMCOREINFO with -i or its vmlinux with -x, or --keep-unknown"
+            raise
+        hooks.notice(f"pages cannot be told apart, all are kept: {exc.message}")
+        return None, level & ~CLASS_LEVELS
+
+
+def _elf_plan(plan: WritePlan, request: WriteRequest, hooks: Hooks) -> WritePlan:
+    """The plan of an ELF core: lost and zero pages are not in it."""
+    lost = bits_of(plan.image.lost, plan.facts.max_mapnr)
+    dump: Bits = plan.dump & ~lost
+    ram: Bits = plan.ram & ~lost
+    plan = replace(plan, dump=dump, ram=ram, count=count_bits(dump), codec_flag=0, copy_through=False)
+    if not plan.level & LEVEL_ZERO:
+        return plan
+    collector = ZeroCollector(plan.dump)
+    pipeline = Pipeline(ZeroFinder(plan), [collector], request.threads, lambda pages: None, hooks.stop)
+    totals = pipeline.run(Job(0, *batch) for batch in plan.batches())
+    if totals.cause:
+        raise _Stopped(totals.cause)
+    found = collector.without_zero
+    stats = {**plan.stats, "zero": collector.zero}
+    return replace(plan, dump=found, count=count_bits(found), level=plan.level & ~LEVEL_ZERO, stats=stats)
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
+
+
+def split_parts(plan: WritePlan, count: int, align: int) -> list[tuple[Pfn, Pfn]]:
+    """`count` ranges of pfns with about the same number of stored pages each, cut at multiples of `align` pfns."""
+    align = -(-max(align, 1) // _PART_ALIGN) * _PART_ALIGN
+    stop = plan.facts.max_mapnr
+    bounds = [0]
+    seen = 0
+    for _, end, members in plan.batches():
+        seen += members
+        if len(bounds) < count and seen * count >= plan.count * len(bounds):
+            cut = min(-(-end // align) * align, stop)
+            bounds.append(cut)
+    bounds += [stop] * (count + 1 - len(bounds))
+    return list(pairwise(bounds))
+
+
+def _write(request: WriteRequest, plan: WritePlan, hooks: Hooks, report: WriteReport) -> None:
+    targets: list[Target] = []
+    begun = False
+    try:
+        for path in request.outputs:
+            targets.append(Target(path, force=request.force, resume=request.resume))
+        sinks = _open_sinks(request, plan, targets)
+        hooks.started(plan)
+        starts = _begin(request, sinks, targets)
+        begun = True
+        hooks.progress(sum(sink.written for sink in sinks))
+        report.totals = _run(request, plan, hooks, sinks, starts)
+        _finish(report, sinks, targets)
+    finally:
+        for target in targets:
+            if not begun and not request.resume:
+                target.discard()
+            target.close()
+
+
+def _open_sinks(request: WriteRequest, plan: WritePlan, targets: Sequence[Target]) -> list[KdumpSink | ElfSink]:
+    outs: list[ByteSink] = []
+    for target in targets:
+        if not target.seekable and not request.flatten:
+            raise UsageError(
+                f"{target.name} cannot be written by position", hint="-F writes the flattened form, made for pipes"
+            )
+        outs.append((FlatSink if request.flatten else PlainSink)(target.fd, request.limit))
+    if request.elf:
+        return [ElfSink(plan, outs[0])]
+    if len(outs) == 1:
+        return [KdumpSink(plan, outs[0])]
+    parts = split_parts(plan, len(outs), request.splitblock_pfns)
+    return [KdumpSink(plan, out, part) for out, part in zip(outs, parts, strict=True)]
+
+
+def _begin(request: WriteRequest, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> list[Pfn]:
+    """Write or check the headers; returns the pfn each file begins with."""
+    if request.resume:
+        return [resume_sink(s, t.fd, t.name) for s, t in zip(sinks, targets, strict=True)]
+    try:
+        for sink in sinks:
+            if isinstance(sink.out, FlatSink):
+                sink.out.begin()
+            sink.begin()
+    except OSError as exc:
+        raise IncompleteDumpError(
+            f"{targets[0].name}: not even the headers could be written: {exc.strerror}",
+            hint="make room, or name another file",
+        ) from exc
+    return [sink.first for sink in sinks]
+
+
+def _run(
+    request: WriteRequest,
+    plan: WritePlan,
+    hooks: Hooks,
+    sinks: Sequence[KdumpSink | ElfSink],
+    starts: Sequence[Pfn],
+) -> Totals:
+    def jobs() -> Iterator[Job]:
+        """The parts in turn, so that files on different disks are written at the same time."""
+        streams = [
+            (Job(number, *batch) for batch in plan.batches(start, sink.stop))
+            for number, (sink, start) in enumerate(zip(sinks, starts, strict=True))
+        ]
+        for row in zip_longest(*streams):
+            yield from (job for job in row if job is not None)
+
+    encoder = choose_encoder(plan)
+    return Pipeline(encoder, list(sinks), request.threads, hooks.progress, hooks.stop).run(jobs())
+
+
+def _finish(report: WriteReport, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> None:
+    complete = not report.totals.cause and not report.source_incomplete
+    cause = report.totals.cause
+    try:
+        for sink in sinks:
+            sink.finish(complete=complete)
+    except OSError as exc:
+        cause = cause or exc.strerror or str(exc)
+    if cause:
+        report.cause = cause
+        report.missing = sum(sink.missing for sink in sinks)
+        report.names = [target.abandon() for target in targets]
+        return
+    for sink, target in zip(sinks, targets, strict=True):
+        _cut(sink, target)
+        target.finish()
+    report.names = [target.path for target in targets]
+
+
+def _cut(sink: KdumpSink | ElfSink, target: Target) -> None:
+    """A resumed file may have bytes of its earlier run behind its end."""
+    if target.direct or not isinstance(sink.out, PlainSink):
+        return
+    end = sink.end
+    try:
+        if os.fstat(target.fd).st_size > end:
+            os.ftruncate(target.fd, end)
+    except OSError as exc:
+        raise WriteError(f"{target.name}: cannot be cut to its length: {exc.strerror}") from exc
+
+
+def known_lost(plan: WritePlan) -> int:
+    """Pages of the plan that the source is known to have lost."""
+    return int(np.count_nonzero(np.unpackbits(plan.dump & bits_of(plan.image.lost, plan.facts.max_mapnr))))

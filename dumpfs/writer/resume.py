@@ -1,0 +1,134 @@
+"""How far an earlier run came, read from what it left behind.
+
+A kdump's descriptors are written after their data and in order, an ELF core's pages in order: what is there is a prefix
+of what will be. A prefix is cut back to a whole batch, and everything behind it is written again.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from dumpfs.elf.structs import DUMP_ELF_INCOMPLETE, EHDR, ELF_MAGIC, elf_abi
+from dumpfs.errors import UsageError
+from dumpfs.formats.kdump.header import DUMP_DH_COMPRESSED_INCOMPLETE, SIGNATURE, parse_header
+from dumpfs.formats.kdump.pages import DESCRIPTOR_BYTES
+from dumpfs.sources.local import FileSource
+from dumpfs.units import Pfn
+from dumpfs.writer.sink_elf import ElfSink
+from dumpfs.writer.sink_kdump import KdumpSink, descriptor_dtype
+
+_READ_BYTES = 24 << 16
+
+
+class Recorder:
+    """A `ByteSink` that compares what would be written with what a file has.
+
+    Args:
+        fd: the file.
+    """
+
+    concurrent = True
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.same = True
+
+    def write_at(self, offset: int, chunks: list[bytes]) -> None:
+        """Compare."""
+        data = b"".join(chunks)
+        self.same = self.same and os.pread(self._fd, len(data), offset) == data
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Nothing is written."""
+
+    def sync(self) -> None:
+        """Nothing is written."""
+
+    def finish(self) -> None:
+        """Nothing is written."""
+
+
+def is_flagged(path: str) -> bool:
+    """Whether a file is a dump that its writer marked incomplete."""
+    source = FileSource(path)
+    try:
+        head = source.read_at(0, 64)
+        if head.startswith(SIGNATURE):
+            return bool(parse_header(source).main["status"] & DUMP_DH_COMPRESSED_INCOMPLETE)
+        if head.startswith(ELF_MAGIC) and len(head) == 64:
+            abi = elf_abi(8 if head[4] == 2 else 4, "little" if head[5] == 1 else "big")
+            return bool(EHDR.parse_ints(abi, head)["e_flags"] & DUMP_ELF_INCOMPLETE)
+        return False
+    finally:
+        source.close()
+
+
+def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
+    """Set `sink` behind what is already in the file; returns the pfn to go on with.
+
+    Raises:
+        UsageError: the file was begun from another source or with other options.
+    """
+    out = sink.out
+    recorder = Recorder(fd)
+    sink.out = recorder  # type: ignore[assignment]
+    sink.begin()
+    sink.out = out
+    if not recorder.same:
+        raise UsageError(
+            f"{name} was not begun from this source with these options",
+            hint="resume with the same command line, or begin anew with -f",
+        )
+    return _resume_kdump(sink, fd) if isinstance(sink, KdumpSink) else _resume_elf(sink, fd)
+
+
+def _resume_kdump(sink: KdumpSink, fd: int) -> Pfn:
+    layout = sink.layout
+    dtype = descriptor_dtype(layout.abi)
+    total = sink.missing
+    present = 0
+    # The last descriptor that is there ends the prefix; lost pages have none, also amid the others.
+    for first in range(0, total, _READ_BYTES // DESCRIPTOR_BYTES):
+        count = min(_READ_BYTES // DESCRIPTOR_BYTES, total - first)
+        raw = os.pread(fd, count * DESCRIPTOR_BYTES, layout.descriptor_offset + first * DESCRIPTOR_BYTES)
+        rows = np.frombuffer(raw[: len(raw) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES], dtype=dtype)
+        there = np.flatnonzero(rows["offset"])
+        if len(there):
+            present = first + int(there[-1]) + 1
+    pfn, ranks = sink.first, 0
+    for start, stop, members in sink.plan.batches(sink.first, sink.stop):
+        if ranks + members > present:
+            pfn = start
+            break
+        ranks += members
+        pfn = stop
+    else:
+        pfn = sink.stop
+    sink.written = ranks
+    sink.cursor = max(sink.cursor, _data_end(fd, layout.descriptor_offset, dtype, ranks))
+    return pfn
+
+
+def _data_end(fd: int, offset: int, dtype: np.dtype[np.void], count: int) -> int:
+    """One past the last byte that the first `count` descriptors point at."""
+    end = 0
+    for first in range(0, count, _READ_BYTES // DESCRIPTOR_BYTES):
+        step = min(_READ_BYTES // DESCRIPTOR_BYTES, count - first)
+        raw = os.pread(fd, step * DESCRIPTOR_BYTES, offset + first * DESCRIPTOR_BYTES)
+        rows = np.frombuffer(raw, dtype=dtype)
+        end = max(end, int((rows["offset"] + rows["size"]).max(initial=0)))
+    return end
+
+
+def _resume_elf(sink: ElfSink, fd: int) -> Pfn:
+    size = os.fstat(fd).st_size
+    pfn = 0
+    for start, stop, members in sink.plan.batches():
+        pieces = sink.place(start, stop, members * sink.plan.facts.page_size)
+        if pieces and pieces[-1][0] + pieces[-1][2] > size:
+            return start
+        sink.written += members
+        pfn = stop
+    return max(pfn, sink.stop)
