@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dumpfs.arch.base import Arch, KernelLayout, LayoutFacts, arch_for
 from dumpfs.errors import DumpfsError, VmcoreinfoError
 from dumpfs.formats.base import DumpImage, Utsname
 from dumpfs.linux.machine import find_byteorder, find_machine, find_page_size, settle_arch
-from dumpfs.linux.vmcoreinfo_scan import Candidate, follow_pointers, scan_memory
-from dumpfs.linux.vmlinux import has_log, read_vmlinux, relocate
 from dumpfs.memory.cache import PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import NT_PRSTATUS, Note, parse_notes
 from dumpfs.structs import ByteOrder
 from dumpfs.vmcoreinfo import Vmcoreinfo
+
+if TYPE_CHECKING:
+    from dumpfs.linux.vmcoreinfo_scan import Candidate
+
+# The search and the reader of vmlinux files are imported where they are used: a mount needs neither.
 
 _UTS_FIELD = 65
 """Bytes of each of the six fields of `struct new_utsname`."""
@@ -241,6 +245,10 @@ class _Draft:
 
     def _complete_info(self, arch: Arch, facts: LayoutFacts) -> LayoutFacts:
         """Fill in from the user's vmlinux, and move link addresses to where the kernel ran."""
+        if self.options.vmcoreinfo is None and self.options.vmlinux is None:
+            return facts
+        from dumpfs.linux.vmlinux import has_log, read_vmlinux, relocate
+
         info = self.info
         try:
             if self.options.vmlinux is not None and (info is None or not has_log(info)):
@@ -252,13 +260,13 @@ class _Draft:
                     self.set_info(linked + b"\n" + info.raw, f"{self.origins['vmcoreinfo']}, and option vmlinux")
                     return replace(facts, info=self.info)
             info = self.info
-            given = self.options.vmcoreinfo is not None or self.options.vmlinux is not None
-            if info is None or not given or info.kaslr_offset is not None:
+            linked_addresses = self.origins.get("vmcoreinfo", "").startswith("option")
+            if info is None or info.kaslr_offset is not None or not linked_addresses:
                 return replace(facts, info=info)
             offset = self.options.kaslr
             if offset is None and arch.find_kaslr is not None:
                 offset = arch.find_kaslr(replace(facts, info=None), info)
-            if offset is None:
+            if offset is None and arch.find_kaslr is not None:
                 self.problems.append("KASLR offset unknown: taken as 0; the option kaslr= sets it")
             self.set_info(relocate(info.raw, offset or 0), self.origins["vmcoreinfo"])
         except VmcoreinfoError as exc:
@@ -320,6 +328,8 @@ def _search(kernel: Kernel) -> Kernel:
     lies where a processor's page tables have the kernel. A capture kernel's own, an old copy and a page cached from
     a file fail one or the other.
     """
+    from dumpfs.linux.vmcoreinfo_scan import MAX_SCAN
+
     best: tuple[tuple[bool, bool, bool, int], Kernel] | None = None
     for number, candidate in enumerate(_candidates(kernel)):
         found = _try(kernel, candidate)
@@ -335,7 +345,10 @@ def _search(kernel: Kernel) -> Kernel:
     if best is not None:
         return best[1]
     problems = tuple(p for p in kernel.problems if "VMCOREINFO" not in p)
-    return replace(kernel, problems=(*problems, "no VMCOREINFO in the dump, nor anywhere in its memory"))
+    where = "anywhere in its memory"
+    if kernel.image.stored.count() * kernel.image.meta.block_size > MAX_SCAN:
+        where = f"in the first {MAX_SCAN >> 30} GiB of its memory"
+    return replace(kernel, problems=(*problems, f"no VMCOREINFO in the dump, nor {where}"))
 
 
 def _try(kernel: Kernel, candidate: Candidate) -> Kernel:
@@ -346,6 +359,8 @@ def _try(kernel: Kernel, candidate: Candidate) -> Kernel:
 
 def _candidates(kernel: Kernel) -> Iterator[Candidate]:
     """Texts in memory, the quick way first."""
+    from dumpfs.linux.vmcoreinfo_scan import follow_pointers, scan_memory
+
     if kernel.text is not None and kernel.page_offset is not None and kernel.word_size == 8:
         _, paddr, size = kernel.text
         yield from follow_pointers(kernel.phys, paddr, size, kernel.page_offset, kernel.byteorder)

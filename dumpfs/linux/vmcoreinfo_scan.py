@@ -17,6 +17,7 @@ from typing import NamedTuple
 from dumpfs.errors import DumpfsError
 from dumpfs.formats.base import DumpImage
 from dumpfs.memory.physical import PhysMemory
+from dumpfs.memory.scan import plan_windows
 from dumpfs.structs import ByteOrder
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
@@ -24,8 +25,8 @@ _START = b"OSRELEASE="
 _NOTE_NAME = b"VMCOREINFO\0\0"
 _NOTE_TEXT = 24
 """Bytes from the start of the note to its text: header, name, padding."""
-_WINDOW = 4 << 20
-"""Bytes read at once."""
+MAX_SCAN = 32 << 30
+"""Bytes searched where nothing shows the way: a minute or more of decoding."""
 _MAX_TEXT = 1 << 16
 """VMCOREINFO_BYTES is one page."""
 _MIN_KEYS = 8
@@ -48,28 +49,27 @@ class Candidate(NamedTuple):
         return b"\nCRASHTIME=" in self.text, self.is_note, len(self.text)
 
 
-def scan_memory(image: DumpImage) -> Iterator[Candidate]:
-    """Every candidate in stored memory, each text once, ascending by address."""
+def scan_memory(image: DumpImage, limit: int = MAX_SCAN) -> Iterator[Candidate]:
+    """Every candidate in the first `limit` bytes of stored memory, each text once, ascending by address."""
     block_size = image.meta.block_size
-    limit = max(_WINDOW // block_size, 1)
     seen: set[bytes] = set()
-    for first, stop in image.stored.runs():
-        while first < stop:
-            count = min(limit, stop - first)
-            data, _ = image.read_run(first, count)
-            at = data.find(_START)
-            while at >= 0:
-                if at % _MIN_PAGE == 0 or data[max(at - len(_NOTE_NAME), 0) : at] == _NOTE_NAME:
-                    tail = data[at : at + _MAX_TEXT]
-                    if at + len(tail) == len(data):
-                        tail += image.read_run(first + count, max(_MAX_TEXT // block_size, 1))[0]
-                    text = _clean(tail)
-                    if text and text not in seen:
-                        seen.add(text)
-                        paddr = image.meta.first_paddr + first * block_size + at
-                        yield Candidate(text, paddr, at % _MIN_PAGE == _NOTE_TEXT)
-                at = data.find(_START, at + 1)
-            first += count
+    for first, count in plan_windows(image.stored, block_size):
+        if limit <= 0:
+            return
+        limit -= count * block_size
+        data, _ = image.read_run(first, count)
+        at = data.find(_START)
+        while at >= 0:
+            if at % _MIN_PAGE == 0 or data[max(at - len(_NOTE_NAME), 0) : at] == _NOTE_NAME:
+                tail = data[at : at + _MAX_TEXT]
+                if at + len(tail) == len(data):
+                    tail += image.read_run(first + count, max(_MAX_TEXT // block_size, 1))[0]
+                text = _clean(tail)
+                if text and text not in seen:
+                    seen.add(text)
+                    paddr = image.meta.first_paddr + first * block_size + at
+                    yield Candidate(text, paddr, at % _MIN_PAGE == _NOTE_TEXT)
+            at = data.find(_START, at + 1)
 
 
 def follow_pointers(
@@ -111,7 +111,7 @@ def _readable(phys: PhysMemory, paddr: int, size: int) -> Iterator[bytes]:
     """Memory in pieces, zeros in place of pages that cannot be read."""
     stop = paddr + size
     while paddr < stop:
-        step = min(_WINDOW, stop - paddr, _MAX_TEXT)
+        step = min(_MAX_TEXT, stop - paddr)
         try:
             yield phys.read(paddr, step)
         except DumpfsError:

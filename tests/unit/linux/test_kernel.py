@@ -113,6 +113,16 @@ def test_the_users_vmcoreinfo_is_taken_before_the_dumps():
     assert (kernel.release, kernel.origins["vmcoreinfo"]) == ("6.1.0-test", "option vmcoreinfo")
 
 
+def test_a_vmlinux_does_not_move_the_dumps_own_symbols(corpus: Callable[[str], Path]):
+    x86 = X86()
+    x86.guest.text = x86.info(KERNELOFFSET=None)
+    kernel = find_kernel(x86.guest, vmlinux=str(corpus("tiny/vmlinux")), kaslr=0x1000)
+    assert kernel.problems == ()
+    assert kernel.uts.nodename == "node"
+    assert kernel.vmcoreinfo is not None
+    assert has_log(kernel.vmcoreinfo)
+
+
 # -- searching memory
 
 
@@ -163,6 +173,13 @@ def test_a_search_that_finds_nothing_says_so():
     deep = x86.kernel().deep
     assert deep.vmcoreinfo is None
     assert deep.problems[-1] == "no VMCOREINFO in the dump, nor anywhere in its memory"
+
+
+def test_a_search_ends_at_its_limit():
+    x86 = X86()
+    x86.guest.put(0x3A0000, x86.info())
+    assert len(list(scan_memory(x86.guest))) == 1
+    assert list(scan_memory(x86.guest, limit=0)) == []
 
 
 def test_text_ends_where_it_is_no_text_any_more():
