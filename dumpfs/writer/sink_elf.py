@@ -106,7 +106,7 @@ class ElfSink:
         self._notes = facts.notes
         if facts.eraseinfo:
             self._notes += bytes(-len(self._notes) & 3) + build_note(b"ERASEINFO", 0, facts.eraseinfo, facts.byteorder)
-        self._runs = close_gaps(all_runs(plan.dump, facts.max_mapnr), MAX_LOADS)
+        self._runs = close_gaps(self._whole_text(all_runs(plan.dump, facts.max_mapnr)), MAX_LOADS)
         sizes = self._runs[:, 1] - self._runs[:, 0]
         self._ranks = np.cumsum(sizes) - sizes
         self._pages = int(sizes.sum())
@@ -149,6 +149,21 @@ class ElfSink:
         """
         self.out.write_at(0, [self._headers(complete=False)])
         self.out.write_at(self._notes_offset, [self._notes])
+
+    def _whole_text(self, runs: Runs) -> Runs:
+        """Runs joined within the kernel image: a reader wants one segment of it, whose left-out pages are zeros."""
+        facts = self.plan.facts
+        if facts.text is None or not len(runs):
+            return runs
+        _, paddr, size = facts.text
+        low = (paddr - facts.first_paddr) // facts.page_size
+        high = low + -(-size // facts.page_size)
+        inside = np.flatnonzero((runs[:, 0] < high) & (runs[:, 1] > low))
+        if len(inside) < 2:
+            return runs
+        first, last = int(inside[0]), int(inside[-1])
+        joined = np.array([[runs[first, 0], runs[last, 1]]])
+        return np.concatenate((runs[:first], joined, runs[last + 1 :]))
 
     def _offset(self, pfn: Pfn) -> int:
         """Where a stored page lies in the file."""
