@@ -1,0 +1,137 @@
+# What ./scripts/demo and ./scripts/test share; sourced, with the repository as the current folder.
+# shellcheck shell=bash
+
+say() {
+    printf '\n== %s\n' "$*"
+}
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "needs root or sudo for: $*"
+    fi
+}
+
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@"
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+has_candidate() {
+    apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'
+}
+
+# Packages that are not installed yet, one a line.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        is_installed "$package" || echo "$package"
+    done
+}
+
+# Install packages; nothing happens when all are there. Lists are fetched only if a package is unknown or not found.
+need_packages() {
+    local missing package
+    command -v apt-get >/dev/null || die "is for Debian and Ubuntu: there is no apt-get here"
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    for package in "${missing[@]}"; do
+        if ! has_candidate "$package"; then
+            apt_get update
+            break
+        fi
+    done
+    apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null && return 0
+    apt_get update
+    apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# Like need_packages, for what only some tests compare with: what this release does not have is named and left out.
+want_packages() {
+    local missing package known=()
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} -gt 0 ] || return 0
+    for package in "${missing[@]}"; do
+        if ! has_candidate "$package"; then
+            apt_get update
+            break
+        fi
+    done
+    for package in "${missing[@]}"; do
+        if has_candidate "$package"; then
+            known+=("$package")
+        else
+            echo "not in this release, so its tests are skipped: $package"
+        fi
+    done
+    [ ${#known[@]} -eq 0 ] || need_packages "${known[@]}"
+}
+
+# Sets PYTHON to an interpreter of at least 3.11 that can make a venv and build extensions.
+find_python() {
+    local candidate version
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        command -v "$candidate" >/dev/null || continue
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        PYTHON=$(command -v "$candidate")
+        break
+    done
+    if [ -z "${PYTHON:-}" ]; then
+        for version in 3.13 3.12 3.11; do
+            if has_candidate "python$version"; then
+                need_packages "python$version"
+                PYTHON=/usr/bin/python$version
+                break
+            fi
+        done
+    fi
+    [ -n "${PYTHON:-}" ] || die "needs Python 3.11 or newer"
+    case $("$PYTHON" -c 'import sys; print(sys.base_prefix)') in
+        /usr)
+            version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+            need_packages "python$version-venv" "python$version-dev"
+            ;;
+    esac
+}
+
+# Make .venv with dumpfs in it; $1 is '' or '[test]'. A stamp spares the second time, until pyproject.toml changes.
+make_venv() {
+    local extras=$1 stamp
+    stamp=$({ cat pyproject.toml && echo "$extras $PWD"; } | sha256sum | cut -c1-16)
+    if [ -x .venv/bin/dumpfs ] && [ -e ".venv/stamp-$stamp" ] && .venv/bin/dumpfs --version >/dev/null 2>&1; then
+        return 0
+    fi
+    need_packages gcc g++ make pkg-config libfuse3-dev liblzo2-dev zlib1g-dev
+    find_python
+    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        say "making .venv with $("$PYTHON" --version)"
+        "$PYTHON" -m venv --clear .venv
+    fi
+    say "installing dumpfs$extras into .venv (pyfuse3 and python-lzo are compiled; the first time takes a minute)"
+    .venv/bin/python -m pip --disable-pip-version-check install --editable ".$extras" >.venv/install.log 2>&1 ||
+        { tail -n 40 .venv/install.log >&2; die "pip could not install dumpfs; .venv/install.log has it all"; }
+    rm -f .venv/stamp-*
+    touch ".venv/stamp-$stamp"
+    if [ -n "$extras" ]; then # what the tests need includes what the demo needs
+        stamp=$({ cat pyproject.toml && echo " $PWD"; } | sha256sum | cut -c1-16)
+        touch ".venv/stamp-$stamp"
+    fi
+}
+
+# Check that this machine can mount at all, before anything long begins.
+need_fuse() {
+    [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+    [ -e /dev/fuse ] || die "there is no /dev/fuse here (in a container: run it with --device /dev/fuse --cap-add SYS_ADMIN)"
+}
