@@ -76,6 +76,10 @@ def check_mount_point(path: str) -> str:
     path = os.path.realpath(path)
     mount = find_mount(path)
     if mount is not None and mount.fstype == FSTYPE:
+        try:
+            os.statvfs(path)  # what stat says, the kernel may remember from better days
+        except OSError as exc:
+            raise MountError(f"{path}: {exc.strerror}", hint=_mount_point_hint(path, exc.errno)) from exc
         raise MountError(f"{path}: {mount.source} is mounted there already", hint=f"dumpfs umount {path}")
     return path
 
