@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 
 from dumpfs.errors import CorruptDumpError, TruncatedDumpError
@@ -98,6 +98,21 @@ class Btf:
         self._words = words
         self._starts = _index(words)
         self._named: dict[Kind, dict[int, int]] = {}
+
+    @classmethod
+    def thaw(cls, word_size: int, origin: str, parts: Sequence[bytes]) -> Btf:
+        """The types that `freeze` gave the parts of, on this machine; nothing is checked again."""
+        self = cls.__new__(cls)
+        self.origin, self.word_size = origin, word_size
+        order, words, starts, self.strings = parts
+        self.byteorder = "little" if order == b"little" else "big"
+        self._words, self._starts = array("I", words), array("I", starts)
+        self._named = {}
+        return self
+
+    def freeze(self) -> tuple[bytes, ...]:
+        """What `thaw` makes the same types of, in another process of this machine."""
+        return self.byteorder.encode(), self._words.tobytes(), self._starts.tobytes(), self.strings
 
     def __len__(self) -> int:
         return len(self._starts)

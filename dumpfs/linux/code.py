@@ -45,9 +45,10 @@ class KernelCode:
 
     Args:
         facts: where symbols, types and modules come from.
+        orc: the kernel's own ORC table or the reason why there is none, when that is known already.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, orc: OrcTable | DumpfsError | None = None) -> None:
         self._facts = facts
         symbols = facts.kallsyms
         self.ranges = tuple(
@@ -58,6 +59,8 @@ class KernelCode:
         """[start, stop) of the kernel's own code."""
         self._module_symbols: dict[int, Kallsyms | None] = {}
         self._orcs: dict[int, OrcTable | None] = {}
+        if orc is not None:
+            self._orcs[0] = orc if isinstance(orc, OrcTable) else None
         self._format = _try(facts, "ORC", lambda: OrcFormat(facts.types))
 
     # -- symbols
@@ -104,20 +107,22 @@ class KernelCode:
     @property
     def has_orc(self) -> bool:
         """Whether the kernel has ORC tables that can be read."""
-        return self._format is not None and self._kernel_orc() is not None
+        return self._format is not None and self.kernel_orc is not None
 
     def find_orc(self, vaddr: int) -> OrcEntry | None:
         """See `unwind.Code`."""
         table = None
         if any(start <= vaddr < stop for start, stop in self.ranges):
-            table = self._kernel_orc()
+            table = self.kernel_orc
         else:
             module = self.module_at(vaddr)
             table = None if module is None else self._module_orc(module)
         data = None if table is None else table.find(vaddr)
         return None if data is None or self._format is None else self._format.decode(data)
 
-    def _kernel_orc(self) -> OrcTable | None:
+    @property
+    def kernel_orc(self) -> OrcTable | None:
+        """The kernel's own table."""
         if 0 not in self._orcs:
             self._orcs[0] = _try(self._facts, "ORC", self._read_kernel_orc)
         return self._orcs[0]

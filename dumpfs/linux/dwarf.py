@@ -59,13 +59,14 @@ class DwarfTypes:
             raise UnknownFormatError(
                 path, "has neither BTF nor DWARF", hint="the vmlinux of a kernel's debug package has them"
             )
-        self._units = self._wanted_units(elf)
+        self._elf = elf
+        self._units: Iterator[CompileUnit] | None = None
         self._dies: dict[str, DIE] = {}
         self._imported: set[int] = set()
 
-    def _wanted_units(self, elf: ELFFile) -> Iterator[CompileUnit]:
+    def _wanted_units(self) -> Iterator[CompileUnit]:
         found: dict[str, CompileUnit] = {}
-        for unit in elf.get_dwarf_info().iter_CUs():
+        for unit in self._elf.get_dwarf_info().iter_CUs():
             name = _text(unit.get_top_DIE(), "DW_AT_name")
             for wanted in _UNITS:
                 if name.endswith(wanted) and wanted not in found:
@@ -73,6 +74,8 @@ class DwarfTypes:
         return iter([found[name] for name in _UNITS if name in found])
 
     def _find(self, struct_name: str) -> DIE:
+        if self._units is None:
+            self._units = self._wanted_units()
         while struct_name not in self._dies:
             unit = next(self._units, None)
             if unit is None:

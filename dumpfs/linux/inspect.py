@@ -12,6 +12,7 @@ from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.btf import MAX_BTF, Btf
 from dumpfs.linux.code import KernelCode
 from dumpfs.linux.debugfile import DebugFile
+from dumpfs.linux.frames import Stack
 from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinfo
 from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import Kernel
@@ -19,7 +20,7 @@ from dumpfs.linux.modules import Module, read_modules
 from dumpfs.linux.records import note_problem
 from dumpfs.linux.tasks import Task, TaskReader, read_tasks, saved_registers
 from dumpfs.linux.types import Types
-from dumpfs.linux.unwind import Stack, StackReader
+from dumpfs.linux.unwind import StackReader
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import NT_PRSTATUS
 
@@ -60,6 +61,10 @@ class Inspector:
         if isinstance(found, DumpfsError):
             raise found
         return cast(_T, found)
+
+    def know(self, name: str, value: object) -> None:
+        """Take what another process found out under a name of `_once`, or the error it met; see `frozen`."""
+        self._known[name] = value
 
     @property
     def space(self) -> AddressSpace:
@@ -147,7 +152,17 @@ class Inspector:
         except DumpfsError as exc:
             if self._debug is None:
                 raise ViewError(f"its structures are unknown: {exc}", hint="-o vmlinux=FILE supplies them") from exc
-            return Types(self._debug.read_types(self.kernel.word_size))
+            return self.debug_types()
+
+    def debug_types(self) -> Types:
+        """Structures by the user's vmlinux.
+
+        Raises:
+            DumpfsError: there is none, or it does not tell.
+        """
+        if self._debug is None:
+            raise ViewError("its structures are unknown", hint="-o vmlinux=FILE supplies them")
+        return Types(self._debug.read_types(self.kernel.word_size))
 
     def read_btf(self) -> bytes:
         """The raw BTF of the kernel itself, as /sys/kernel/btf/vmlinux has it."""
@@ -278,7 +293,10 @@ class Inspector:
     @property
     def code(self) -> KernelCode:
         """Symbols and unwind tables of everything that can run."""
-        return self._once("code", lambda: KernelCode(self))
+        return self._once("code", self._make_code)
+
+    def _make_code(self) -> KernelCode:
+        return KernelCode(self, self._known.get("orc"))
 
     @property
     def stack_reader(self) -> StackReader:

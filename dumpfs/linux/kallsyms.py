@@ -85,6 +85,20 @@ class Kallsyms:
         self._order: array[int] | None = None
         self._sorted: array[int] | None = None
 
+    @classmethod
+    def thaw(cls, origin: str, parts: Sequence[bytes]) -> Kallsyms:
+        """The symbols that `freeze` gave the parts of, on this machine; nothing is checked again."""
+        self = cls.__new__(cls)
+        addresses, types, self._text, starts = parts
+        self.origin, self.types = origin, types.decode("latin-1")
+        self.addresses, self._starts = array("Q", addresses), array("I", starts)
+        self._order = self._sorted = None
+        return self
+
+    def freeze(self) -> tuple[bytes, ...]:
+        """What `thaw` makes the same symbols of, in another process of this machine."""
+        return self.addresses.tobytes(), self.types.encode("latin-1"), self._text, self._starts.tobytes()
+
     def __len__(self) -> int:
         return len(self.addresses)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -133,6 +134,18 @@ class OrcTable:
         if sys.byteorder != "little":
             self._ips.byteswap()
         self._entries = space.read(entries, ENTRY_SIZE * count)
+
+    @classmethod
+    def thaw(cls, parts: Sequence[bytes]) -> OrcTable:
+        """The table that `freeze` gave the parts of, on this machine."""
+        self = cls.__new__(cls)
+        base, ips, self._entries = parts
+        self._base, self._ips = int.from_bytes(base, "little"), array("i", ips)
+        return self
+
+    def freeze(self) -> tuple[bytes, ...]:
+        """What `thaw` makes the same table of, in another process of this machine."""
+        return self._base.to_bytes(8, "little"), self._ips.tobytes(), self._entries
 
     def __len__(self) -> int:
         return len(self._ips)

@@ -65,7 +65,9 @@ class Types:
     def __init__(self, info: TypeInfo) -> None:
         self.info = info
         self.origin = info.origin
-        self._known: dict[tuple[str, str], Member | None] = {}
+        self.known: dict[tuple[str, str], Member | None] = {}
+        """Answers so far: DWARF is slow to ask."""
+        self.sizes: dict[str, int] = {}
 
     def member(self, struct: str, path: str) -> Member:
         """See `TypeInfo.member`."""
@@ -78,12 +80,12 @@ class Types:
         """The first of `paths` that this kernel's structure has (members move and change names), or None."""
         for path in paths:
             key = (struct, path)
-            if key not in self._known:
+            if key not in self.known:
                 try:
-                    self._known[key] = self.info.member(struct, path)
+                    self.known[key] = self.info.member(struct, path)
                 except MissingTypeError:
-                    self._known[key] = None
-            found = self._known[key]
+                    self.known[key] = None
+            found = self.known[key]
             if found is not None:
                 return found
         return None
@@ -101,7 +103,10 @@ class Types:
 
     def size(self, struct: str) -> int:
         """See `TypeInfo.size`."""
-        return self.info.size(struct)
+        size = self.sizes.get(struct)
+        if size is None:
+            size = self.sizes[struct] = self.info.size(struct)
+        return size
 
     def enumerators(self, prefix: str) -> Mapping[str, int]:
         """See `TypeInfo.enumerators`."""

@@ -1,0 +1,137 @@
+"""What an `Inspector` found out, as bytes for other processes.
+
+Symbols, types, tasks and unwind tables take some tenths of a second to read and a few milliseconds to hand on. The
+bytes are for processes of the same program on the same machine: they were made by us and are not checked again.
+
+    length of the header | header (JSON) | parts, one behind the other
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple
+from itertools import islice
+from typing import Any
+
+from dumpfs.errors import DumpfsError, ViewError
+from dumpfs.linux.btf import Btf
+from dumpfs.linux.inspect import Inspector
+from dumpfs.linux.kallsyms import Kallsyms
+from dumpfs.linux.modules import Module
+from dumpfs.linux.orc import OrcTable
+from dumpfs.linux.tasks import Task
+from dumpfs.linux.types import Member, Types
+
+_HEAD = 8
+
+
+def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None) -> bytes:
+    """Find out everything that views need, and pack it.
+
+    What cannot be found out is packed as the reason why.
+
+    Args:
+        inspector: of the kernel.
+        warm: asks for whatever else is likely to be wanted, so that answers about types are known.
+    """
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+
+    def put(name: str, find: Callable[[], tuple[Any, Sequence[bytes]]]) -> None:
+        try:
+            value, pieces = find()
+        except DumpfsError as exc:
+            header[name] = {"error": exc.message, "hint": exc.hint}
+        else:
+            header[name] = {"value": value, "sizes": [len(piece) for piece in pieces]}
+            parts.extend(pieces)
+
+    put("kallsyms", lambda: (inspector.kallsyms.origin, inspector.kallsyms.freeze()))
+    put("tasks", lambda: ([astuple(task) for task in inspector.tasks], ()))
+    put("modules", lambda: ([astuple(module) for module in inspector.modules], ()))
+    put("cpus", lambda: (inspector.cpus, ()))
+    if warm is not None:
+        warm(inspector)
+    put("types", lambda: _freeze_types(inspector.types))
+    put("orc", lambda: (None, _freeze_orc(inspector)))
+    info = inspector.kernel.vmcoreinfo
+    header["vmcoreinfo"] = None if info is None else info.raw.decode("latin-1")
+    header["problems"] = inspector.problems
+    text = json.dumps(header).encode()
+    return b"".join((len(text).to_bytes(_HEAD, "little"), text, *parts))
+
+
+def _freeze_types(types: Types) -> tuple[Any, Sequence[bytes]]:
+    known = [[struct, path, member] for (struct, path), member in types.known.items()]
+    pieces = types.info.freeze() if isinstance(types.info, Btf) else ()
+    return {"origin": types.origin, "known": known, "sizes": types.sizes}, pieces
+
+
+def _freeze_orc(inspector: Inspector) -> Sequence[bytes]:
+    table = inspector.code.kernel_orc
+    if table is None:
+        raise ViewError("the kernel has no ORC tables")
+    return table.freeze()
+
+
+def frozen_vmcoreinfo(data: bytes | memoryview) -> bytes | None:
+    """VMCOREINFO of the kernel that was found out about, which may have taken a search; None without."""
+    text = _header(data)[0]["vmcoreinfo"]
+    return None if text is None else text.encode("latin-1")
+
+
+def thaw(inspector: Inspector, data: bytes | memoryview) -> None:
+    """Let `inspector` know what another one packed by `freeze`."""
+    header, position = _header(data)
+
+    def take(sizes: Sequence[int]) -> Iterator[bytes]:
+        nonlocal position
+        for size in sizes:
+            yield bytes(data[position : position + size])
+            position += size
+
+    makers: dict[str, Callable[[Any, Sequence[bytes]], object]] = {
+        "kallsyms": Kallsyms.thaw,
+        "tasks": lambda rows, _: tuple(Task(*row) for row in rows),
+        "modules": lambda rows, _: tuple(_thaw_module(row) for row in rows),
+        "cpus": lambda numbers, _: tuple(numbers),
+        "types": lambda value, pieces: _thaw_types(inspector, value, pieces),
+        "orc": lambda _, pieces: OrcTable.thaw(pieces),
+    }
+    for name, make in makers.items():
+        entry = header[name]
+        if "error" in entry:
+            inspector.know(name, ViewError(entry["error"], hint=entry["hint"]))
+        else:
+            pieces = list(take(entry["sizes"]))
+            inspector.know(name, make(entry["value"], pieces))
+    inspector.problems[:] = header["problems"]
+
+
+def _thaw_module(row: list[Any]) -> Module:
+    *plain, users, taints, ranges = row
+    values = (*plain, tuple(users), taints, tuple((start, size) for start, size in ranges))
+    return Module(*values)
+
+
+def _thaw_types(inspector: Inspector, value: dict[str, Any], pieces: Sequence[bytes]) -> Types:
+    if pieces:
+        types = Types(Btf.thaw(inspector.kernel.word_size, value["origin"], pieces))
+    else:
+        types = inspector.debug_types()
+    types.sizes.update(value["sizes"])
+    for struct, path, member in value["known"]:
+        types.known[struct, path] = None if member is None else Member(*member)
+    return types
+
+
+def _header(data: bytes | memoryview) -> tuple[dict[str, Any], int]:
+    stop = _HEAD + int.from_bytes(data[:_HEAD], "little")
+    return json.loads(bytes(data[_HEAD:stop])), stop
+
+
+def some_tasks(inspector: Inspector, count: int = 8) -> list[Task]:
+    """A few tasks of different kinds, for warming up: running ones, then user and kernel ones."""
+    tasks = sorted(inspector.tasks, key=lambda task: (not task.running, not task.mm))
+    return list(islice(tasks, count // 2)) + tasks[-(count - count // 2) :]
