@@ -54,7 +54,7 @@ class Node(ABC):
         """
         return None
 
-    def adopt(self, data: memoryview | bytes) -> None:
+    def adopt(self, data: memoryview | bytes) -> None:  # noqa: B027 (most files have nothing to take)
         """Take what `build` made, here or in another process; the node is then `ready`."""
 
 
