@@ -38,17 +38,15 @@ class Inspector:
 
     Args:
         kernel: the kernel; `kernel.deep` gives more where the dump has no VMCOREINFO.
-
-    Raises:
-        SourceError, UnknownFormatError: the user's vmlinux cannot be opened.
+        debug: its vmlinux, for what the dump does not tell, or None.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, debug: DebugFile | None = None) -> None:
         self.kernel = kernel
         self.problems: list[str] = []
         """What was met that is not as it should be, one sentence each."""
         self._known: dict[str, Any] = {}
-        self._debug = DebugFile(kernel.options.vmlinux) if kernel.options.vmlinux is not None else None
+        self._debug = debug
 
     def _once(self, name: str, make: Callable[[], _T]) -> _T:
         """What `make` returned or raised the first time."""

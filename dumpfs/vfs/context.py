@@ -23,6 +23,7 @@ from dumpfs.vmcoreinfo import Vmcoreinfo
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel
+    from dumpfs.vfs.inspection import Inspection
     from dumpfs.vfs.tree import Tree
 
 PagesMode = Literal["auto", "list", "open"]
@@ -166,6 +167,7 @@ class Dump:
             dump = cls(image, options, [os.path.abspath(p) for p in paths], override)
             if options.vmlinux is not None or override is not None:
                 dump.need_kernel()
+                dump.inspection.open_debug_file()
         except BaseException:
             image.close()
             raise
@@ -247,6 +249,13 @@ class Dump:
         if kernel is None:
             raise self.kernel_error or DumpfsError("the dumped kernel is unknown")
         return kernel
+
+    @cached_property
+    def inspection(self) -> Inspection:
+        """The kernel's own symbols, types and tasks; found out when first asked for."""
+        from dumpfs.vfs.inspection import Inspection
+
+        return Inspection(self)
 
     @cached_property
     def crash_time_ns(self) -> int:

@@ -1,0 +1,116 @@
+"""The kernel's own symbols, types and tasks, for every view of one dump.
+
+Finding them out takes some tenths of a second, or much longer when VMCOREINFO must be searched for. Under a mount a
+helper process does it once (`build`) and every worker takes its bytes (`adopt`); without a mount it happens when first
+asked for.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from dumpfs.errors import DumpfsError
+from dumpfs.linux.inspect import Inspector
+from dumpfs.linux.kernel import Kernel, find_kernel
+
+if TYPE_CHECKING:
+    from dumpfs.linux.debugfile import DebugFile
+    from dumpfs.vfs.context import Dump
+
+
+class Inspection:
+    """What is known of the kernel inside one dump.
+
+    Args:
+        dump: the dump.
+    """
+
+    def __init__(self, dump: Dump) -> None:
+        self._dump = dump
+        self._lock = Lock()
+        self._inspector: Inspector | None = None
+        self._debug: DebugFile | None = None
+        self.ready = False
+        """Whether asking is quick by now."""
+
+    def open_debug_file(self) -> None:
+        """Open the user's vmlinux, which a mount may hide later.
+
+        Raises:
+            SourceError, UnknownFormatError: it cannot be opened.
+        """
+        from dumpfs.linux.debugfile import DebugFile
+
+        if self._dump.options.vmlinux is not None and self._debug is None:
+            self._debug = DebugFile(self._dump.options.vmlinux)
+
+    @property
+    def inspector(self) -> Inspector:
+        """Asks the kernel; the first question of each kind may take its time unless `ready`.
+
+        Raises:
+            DumpfsError: the kernel is unknown.
+        """
+        with self._lock:
+            if self._inspector is None:
+                self._inspector = self._make(self._dump.need_kernel().deep)
+            return self._inspector
+
+    def _make(self, kernel: Kernel) -> Inspector:
+        self.open_debug_file()
+        return Inspector(kernel, self._debug)
+
+    def missing(self) -> str | None:
+        """Why nothing can be told of the inside of this dump's kernel, or None; cheap, and so not the last word."""
+        kernel = self._dump.kernel
+        if kernel is None:
+            return str(self._dump.kernel_error)
+        if kernel.arch is None:
+            return f"machine {kernel.machine or 'unknown'}: kernel memory of this architecture cannot be translated"
+        if kernel.space is None and kernel.vmcoreinfo is not None:
+            return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
+        return None
+
+    def build(self) -> bytes:
+        """Everything found out, for `adopt`.
+
+        Raises:
+            DumpfsError: the kernel is unknown.
+        """
+        from dumpfs.linux.frozen import freeze
+        from dumpfs.linux.procfs import warm_up
+
+        return freeze(self.inspector, warm_up)
+
+    def adopt(self, data: bytes | memoryview) -> None:
+        """Take what `build` found out, here or in another process."""
+        from dumpfs.linux.frozen import frozen_vmcoreinfo, thaw
+
+        if self.ready:
+            return
+        kernel = self._dump.need_kernel()
+        if kernel.vmcoreinfo is None:
+            kernel = self._searched(kernel, frozen_vmcoreinfo(data))
+        inspector = self._make(kernel)
+        thaw(inspector, data)
+        with self._lock:
+            self._inspector = inspector
+        self.ready = True
+
+    def _searched(self, kernel: Kernel, text: bytes | None) -> Kernel:
+        """The kernel that another process found by searching memory for VMCOREINFO; searching again is saved."""
+        if text is None:
+            return kernel
+        options = kernel.options
+        try:
+            return find_kernel(
+                kernel.image,
+                vmcoreinfo=text,
+                vmlinux=options.vmlinux,
+                phys_base=options.phys_base,
+                kaslr=options.kaslr,
+                cache=self._dump.cache,
+            )
+        except DumpfsError:
+            return kernel
