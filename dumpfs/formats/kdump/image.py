@@ -14,11 +14,12 @@ from dataclasses import asdict
 from dumpfs.errors import SourceError
 from dumpfs.formats.base import Blob, DumpMeta, PageInfo
 from dumpfs.formats.kdump.header import parse_header
+from dumpfs.formats.kdump.pages import PageTable
 from dumpfs.formats.kdump.parts import Part, check_set, open_bitmap, open_part, written_windows
 from dumpfs.notes import find_note
 from dumpfs.ranges import MaskedSet, PfnSet, RangeSet
 from dumpfs.sources.base import ByteSource
-from dumpfs.structs import Buffer
+from dumpfs.structs import Abi, Buffer
 from dumpfs.units import PageState, Pfn
 
 _MAX_NOTE_BYTES = 64 << 20
@@ -209,6 +210,24 @@ class KdumpImage:
                 used += b - a
         return blobs
 
+    @property
+    def abi(self) -> Abi:
+        """Byte order and word size of the headers and descriptors."""
+        return self._header.abi
+
+    def descriptor_stretches(self, first: Pfn, stop: Pfn) -> Iterator[tuple[Pfn, Pfn, PageTable | None, int]]:
+        """The dumpable pages of `[first, stop)`, ascending, for copying in bulk.
+
+        Yields (low, high, table, index): those of `[low, high)` have consecutive descriptors in `table`, the first one
+        at `index`; None where their part of the split set is missing.
+        """
+        for bounds, high in self._cut_at_parts(list(self._bits.runs(first, stop))):
+            part = self._part_of(bounds[0])
+            if part is None:
+                yield bounds[0], high, None, 0
+            else:
+                yield bounds[0], high, part.table, self._bits.rank(bounds[0]) - part.base
+
     # -- header facts ----------------------------------------------------------------------------------------------
 
     def _area(self, name: str) -> bytes:
@@ -250,7 +269,7 @@ class KdumpImage:
         for part in self._parts:
             for name in ("note", "vmcoreinfo", "eraseinfo"):
                 self._check_area(part, name)
-            flat = getattr(part.table.source, "incomplete_reason", "")
+            flat = part.table.source.incomplete_reason
             if flat:
                 reasons.append(flat)
         machine = _MACHINE_ALIASES.get(header.uts.machine, header.uts.machine)
@@ -282,7 +301,7 @@ class KdumpImage:
         )
 
     def _flattened(self) -> str:
-        return "flattened" if any(getattr(s, "is_flattened", False) for s in self._sources) else ""
+        return "flattened" if any(s.is_flattened for s in self._sources) else ""
 
     def _counts_from_phys_base(self, machine: str) -> bool:
         """Whether pfn 0 is the first page of RAM instead of physical 0.

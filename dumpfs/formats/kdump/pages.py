@@ -152,6 +152,14 @@ class PageTable:
             pages.append(data or zeros)
         return pages, states
 
+    def raw_descriptors(self, first: int, count: int) -> bytes:
+        """The bytes of `count` descriptors from `first` on, short only where the file ends; for copying in bulk.
+
+        Raises:
+            SourceError: they cannot be read.
+        """
+        return self.source.read_at(self._offset + DESCRIPTOR_BYTES * first, DESCRIPTOR_BYTES * count)
+
     def _columns(self, first: int, count: int) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
         """Offsets, sizes and flags of `count` descriptors."""
         table = self.source.read_at(self._offset + DESCRIPTOR_BYTES * first, DESCRIPTOR_BYTES * count)
