@@ -154,7 +154,7 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         facts,
         chosen.ram,
         chosen.dump,
-        level=level,
+        level=level | (image.meta.dump_level or 0) & LEVEL_ZERO,  # zero pages that shared a copy go on sharing it
         codec_flag=request.codec_flag,
         eraser=eraser,
         stats=_stats(chosen),
