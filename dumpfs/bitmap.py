@@ -30,6 +30,8 @@ _SCAN_BYTES = 1 << 18
 _MASKS = tuple((1 << i) - 1 for i in range(CHUNK_PFNS + 1))
 """_MASKS[i] keeps the low i bits; making these at each use would cost more than the count itself."""
 
+_RANKS_OF_A_SCAN = _SCAN_BYTES // CHUNK_BYTES
+
 BitReader = Callable[[int, int], bytes]
 """`read(offset, size)`: bytes of the bitmap, offset 0 holding pfn 0; short only at the end."""
 
@@ -40,10 +42,12 @@ class Bitmap:
     Args:
         read: where the bytes come from.
         stop: one past the highest pfn; bits at or above it are ignored.
+        next_data: `next_data(offset)` is the first offset from there on that may hold a set bit; None: all may.
     """
 
-    def __init__(self, read: BitReader, stop: Pfn) -> None:
+    def __init__(self, read: BitReader, stop: Pfn, next_data: Callable[[int], int] | None = None) -> None:
         self._read = read
+        self._next_data = next_data
         self._stop = stop
         self._chunks: dict[int, int] = {}
         self._ranks: array[int] | None = None
@@ -114,7 +118,15 @@ class Bitmap:
     def _build_ranks(self) -> array[int]:
         ranks = array("Q")
         total = 0
-        for offset in range(0, (self._stop + 7) // 8, _SCAN_BYTES):
+        offset = data_offset = 0
+        while offset * 8 < self._stop:
+            if self._next_data and offset >= data_offset:
+                data_offset = self._next_data(offset)
+                empty = max(min(data_offset, self._stop // 8) - offset, 0) // _SCAN_BYTES
+                if empty:  # a hole: a sparse file may be nothing else
+                    ranks += array("Q", (total,)) * (empty * _RANKS_OF_A_SCAN)
+                    offset += empty * _SCAN_BYTES
+                    continue
             data = self._read(offset, _SCAN_BYTES)
             beyond = self._stop - 8 * offset
             if len(data) * 8 > beyond:  # drop the bits at and above the end
@@ -126,6 +138,7 @@ class Bitmap:
                     break
                 ranks.append(total)
                 total += int.from_bytes(piece, "little").bit_count()
+            offset += _SCAN_BYTES
         ranks.append(total)
         self._ranks = ranks
         return ranks

@@ -154,7 +154,7 @@ def _common_format(sources: Sequence[ByteSource]) -> Format:
 
 
 def _unreadable(source: ByteSource, head: bytes) -> FormatError:
-    lacks = getattr(source, "incomplete_reason", "")
+    lacks = source.incomplete_reason
     if lacks and not any(head):
         return FormatError(source.name, f"the dump's own header never came: {lacks}")
     return refusal(head, source.name)

@@ -329,7 +329,7 @@ def _judge_completeness(headers: _Headers, pieces: SegmentMap) -> None:
     reach = max((p.p_offset + p.p_filesz for p in headers.phdrs if p.p_type == PT_LOAD and p.p_filesz), default=0)
     if reach > source.size:
         headers.lacks.append(f"the file ends at {source.size:#x}, but its program headers reach to {reach:#x}")
-    trouble = getattr(source, "incomplete_reason", "")
+    trouble = source.incomplete_reason
     if trouble:
         headers.lacks.append(trouble)
     if headers.lacks and unwritten:  # of a flattened one they come last of all
@@ -341,7 +341,7 @@ def _judge_completeness(headers: _Headers, pieces: SegmentMap) -> None:
 def _meta(headers: _Headers, facts: NoteFacts, info: Vmcoreinfo, pieces: SegmentMap) -> DumpMeta:
     ehdr = headers.ehdr
     variant = []
-    if getattr(headers.source, "is_flattened", False):
+    if headers.source.is_flattened:
         variant.append("flattened")
     if (b"QEMU", 0) in facts.owners or ehdr["e_ehsize"] == 8:
         variant.append("QEMU")

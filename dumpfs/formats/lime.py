@@ -53,7 +53,7 @@ def open_lime(sources: Sequence[ByteSource]) -> SegmentImage:
     if order is None:
         raise CorruptDumpError(source.name, "no LiME header", offset=0)
     segments, trouble = _read_ranges(source, LE64 if order == "little" else BE64)
-    trouble = "; ".join(t for t in (trouble, getattr(source, "incomplete_reason", "")) if t)
+    trouble = "; ".join(t for t in (trouble, source.incomplete_reason) if t)
     pieces = SegmentMap(segments, source.size, MIN_PAGE_SIZE)
     meta = DumpMeta(
         format="lime",
@@ -62,7 +62,7 @@ def open_lime(sources: Sequence[ByteSource]) -> SegmentImage:
         byteorder=order,
         word_size=8,
         version=_VERSION,
-        variant="flattened" if getattr(source, "is_flattened", False) else "",
+        variant="flattened" if source.is_flattened else "",
         compression="none",
         complete=not trouble,
         incomplete_reason=trouble,

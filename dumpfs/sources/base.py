@@ -34,6 +34,20 @@ class ByteSource(Protocol):
             SourceError: as `read_at`.
         """
 
+    @property
+    def is_flattened(self) -> bool:
+        """Whether the bytes are rearranged from a flattened stream."""
+
+    @property
+    def incomplete_reason(self) -> str:
+        """Why bytes are known to be missing from it, in one clause; '' when none are."""
+
+    def next_data(self, offset: int) -> int:
+        """The first offset from `offset` on that does not lie in a hole of zeros, `size` when only a hole is left.
+
+        `offset` itself where holes are not known; lets a scan step over what nobody wrote.
+        """
+
     def change(self) -> str | None:
         """What happened to the input since it was opened ('truncated from 5 to 3 bytes'), or None."""
 

@@ -317,6 +317,10 @@ class FlattenedSource:
             offset = upto
             record = after
 
+    def next_data(self, offset: int) -> int:
+        """See `ByteSource.next_data`; gaps are not looked for: a stream that is nearly all gap is refused."""
+        return offset
+
     def change(self) -> str | None:
         """See `ByteSource.change`."""
         return self.inner.change()

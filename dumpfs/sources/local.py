@@ -6,6 +6,7 @@ bad sector) raises SIGBUS, which Python cannot turn into an error.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -122,6 +123,18 @@ class FileSource:
         except OSError as exc:
             raise self._failure(offset, exc) from exc
 
+    is_flattened = False
+    incomplete_reason = ""
+
+    def next_data(self, offset: int) -> int:
+        """See `ByteSource.next_data`."""
+        if offset >= self._size:
+            return self._size
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)  # moves a cursor that nobody uses
+        except OSError as exc:
+            return self._size if exc.errno == errno.ENXIO else offset
+
     def _failure(self, offset: int, exc: OSError) -> SourceError:
         return SourceError(
             self._name,
@@ -186,6 +199,13 @@ class MemorySource:
         data = self._data[offset : offset + len(buffer)]
         buffer[: len(data)] = data
         return len(data)
+
+    is_flattened = False
+    incomplete_reason = ""
+
+    def next_data(self, offset: int) -> int:
+        """See `ByteSource.next_data`; memory has no holes."""
+        return offset
 
     def change(self) -> str | None:
         """Never changes."""

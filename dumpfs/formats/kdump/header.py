@@ -32,6 +32,9 @@ MAX_BLOCK_SIZE = 0x40000
 _MAX_SUB_HEADER_BYTES = 1 << 30
 """Sub header and notes of the largest machines are a few megabytes."""
 
+_MAX_PFN = 1 << 35
+"""128 TiB of 4 KiB pages: no machine has them, and an index of more would be a burden of its own."""
+
 _UTS_FIELDS = ("sysname", "nodename", "release", "version", "machine", "domainname")
 
 
@@ -256,6 +259,13 @@ def parse_header(source: ByteSource) -> KdumpHeader:
     if header.claimed_max_mapnr > header.max_mapnr:
         notices.append(
             f"max_mapnr is {header.claimed_max_mapnr:#x} but the bitmap has room for {header.max_mapnr:#x} pages only"
+        )
+    if min(header.max_mapnr, 8 * source.size) > _MAX_PFN:
+        raise CorruptDumpError(
+            source.name,
+            f"max_mapnr {header.max_mapnr:#x} is more memory than any machine has",
+            offset=block_size,
+            hint="the header is damaged; copy the file again from where it was made",
         )
     if header.is_split and header.start_pfn > header.end_pfn:
         raise CorruptDumpError(

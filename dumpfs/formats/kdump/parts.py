@@ -77,7 +77,7 @@ def open_bitmap(source: ByteSource, header: KdumpHeader, which: int) -> Bitmap:
         size = min(size, available - offset)
         return source.read_at(base + offset, size) if size > 0 else b""
 
-    return Bitmap(read, min(header.max_mapnr, 8 * available))
+    return Bitmap(read, min(header.max_mapnr, 8 * available), lambda offset: source.next_data(base + offset) - base)
 
 
 def open_part(header: KdumpHeader, source: ByteSource, bits: Bitmap) -> Part:
