@@ -147,5 +147,6 @@ class PhysMemory:
 
     def _error(self, block: Pfn, state: PageState) -> PageError:
         pfn = (self._first_paddr + block * self._block_size) >> self.page_shift
-        detail = self.image.info(block).detail if state in (PageState.LOST, PageState.CORRUPT) else ""
+        # A run says only which page is bad; the page by itself says why.
+        detail = self.image.read_page(block)[2] if state in (PageState.LOST, PageState.CORRUPT) else ""
         return page_error(pfn, state, detail)
