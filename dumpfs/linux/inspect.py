@@ -13,12 +13,13 @@ from dumpfs.linux.btf import MAX_BTF, Btf
 from dumpfs.linux.code import KernelCode
 from dumpfs.linux.debugfile import DebugFile
 from dumpfs.linux.frames import Stack
+from dumpfs.linux.ikconfig import read_config
 from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinfo
 from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.modules import Module, read_modules
 from dumpfs.linux.records import note_problem
-from dumpfs.linux.tasks import Task, TaskReader, read_tasks, saved_registers
+from dumpfs.linux.tasks import Task, TaskReader, processes, read_tasks, saved_registers
 from dumpfs.linux.types import Types
 from dumpfs.linux.unwind import StackReader
 from dumpfs.memory.virtual import AddressSpace
@@ -137,6 +138,14 @@ class Inspector:
             raise ViewError(f"the kernel has no symbol {name}")
         return found
 
+    def read_config(self) -> bytes:
+        """The kernel's configuration; errors as `ikconfig.read_config`."""
+        try:
+            symbol = self.find_symbol("kernel_config_data")
+        except DumpfsError:
+            symbol = None  # without symbols it is searched for
+        return read_config(self.space, self.image_ranges, symbol)
+
     # -- types
 
     @property
@@ -184,8 +193,15 @@ class Inspector:
 
     @property
     def cpus(self) -> tuple[int, ...]:
-        """Numbers of the processors that were present."""
-        return self._once("cpus", self._read_cpus)
+        """Numbers of the processors that were present; as many as left notes when the kernel's own mask is unknown."""
+        return self._once("cpus", self._find_cpus)
+
+    def _find_cpus(self) -> tuple[int, ...]:
+        try:
+            return self._read_cpus()
+        except DumpfsError as exc:
+            note_problem(self.problems, f"processors: numbered by their notes: {exc}")
+            return tuple(range(len(self._notes())))
 
     def _read_cpus(self) -> tuple[int, ...]:
         mask = self.find_symbol("__cpu_present_mask") or self.find_symbol("cpu_present_bits")
@@ -272,6 +288,26 @@ class Inspector:
         except DumpfsError as exc:
             note_problem(self.problems, f"idle and running tasks: {exc}")
         return read_tasks(self.task_reader, init_task, idle, running)
+
+    @property
+    def processes(self) -> dict[int, list[Task]]:
+        """Process id to its threads, leader first; the idle tasks are not among them."""
+        return self._once("processes", lambda: processes(self.tasks))
+
+    def need_task(self, tid: int) -> Task:
+        """The task with a thread id, or ViewError."""
+        by_tid: dict[int, Task] = self._once("by_tid", lambda: {task.pid: task for task in reversed(self.tasks)})
+        task = by_tid.get(tid)
+        if task is None:
+            raise ViewError(f"there is no task {tid}")
+        return task
+
+    def need_running(self, cpu: int) -> Task:
+        """The task that a processor ran, or ViewError."""
+        found = next((task for task in self.tasks if task.running and task.cpu == cpu), None)
+        if found is None:
+            raise ViewError(f"it is unknown what processor {cpu} ran")
+        return found
 
     def registers(self, task: Task) -> dict[str, int]:
         """Registers of a task: its processor's when it was running, else those saved at its last switch.

@@ -7,6 +7,7 @@ asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ from dumpfs.linux.kernel import Kernel, find_kernel
 if TYPE_CHECKING:
     from dumpfs.linux.debugfile import DebugFile
     from dumpfs.vfs.context import Dump
+
+
+_KEPT_TEXTS = 64
+"""Of tasks; some kilobytes each."""
 
 
 class Inspection:
@@ -31,6 +36,7 @@ class Inspection:
         self._lock = Lock()
         self._inspector: Inspector | None = None
         self._debug: DebugFile | None = None
+        self._texts: dict[int, bytes] = {}
         self.ready = False
         """Whether asking is quick by now."""
 
@@ -71,6 +77,20 @@ class Inspection:
         if kernel.space is None and kernel.vmcoreinfo is not None:
             return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
         return None
+
+    def text(self, ino: int, render: Callable[[Inspector], bytes]) -> bytes:
+        """A text of a node, rendered unless it was lately: attributes and content are asked for one after the other.
+
+        Raises:
+            DumpfsError: as `render`.
+        """
+        text = self._texts.get(ino)
+        if text is None:
+            text = render(self.inspector)
+            if len(self._texts) >= _KEPT_TEXTS:
+                self._texts.clear()
+            self._texts[ino] = text
+        return text
 
     def build(self) -> bytes:
         """Everything found out, for `adopt`.

@@ -1,0 +1,20 @@
+"""/version: which kernel it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dumpfs.linux.ikconfig import read_version
+from dumpfs.vfs.views.inside import InsideFile
+
+
+@dataclass(slots=True)
+class VersionFile(InsideFile):
+    """The kernel's banner."""
+
+    ABOUT: ClassVar[str] = "the kernel's release, compiler and time of build, as /proc/version."
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        return read_version(self.inspector.space, self.inspector.symbol("linux_banner"))
