@@ -1,7 +1,7 @@
 """Reading every page of a dump once, to learn which can be read.
 
-`scan_image` yields what it found window by window, so that a caller can show progress and stop when it likes. With
-more than one job the windows are dealt out to forked processes (decoding in Python threads would fight over the
+`scan_image` yields what it found batch by batch, so that a caller can show progress and stop when it likes. With
+more than one job the batches are dealt out to forked processes (decoding in Python threads would fight over the
 interpreter), which share the image's open files by positional reads. Counts are in blocks of the image.
 """
 
@@ -22,7 +22,11 @@ from dumpfs.ranges import PfnSet
 from dumpfs.units import PageState, Pfn
 
 _WINDOW_BYTES = 4 << 20
-"""Bytes of pages read at once: bounds memory, and one message per window costs nothing against decoding it."""
+"""Bytes of pages read at once: bounds memory."""
+_GAP_BYTES = 64 << 10
+"""Gap between stored pages that is read along: filling it with zeros costs as much as another call."""
+_BATCH_BYTES = 4 << 20
+"""Bytes of stored pages in one result: enough that a message to the parent costs nothing against decoding them."""
 
 _MAX_RANGES = 65536
 """Bad ranges kept; a dump with more is beyond a list, and the counts still hold."""
@@ -40,14 +44,17 @@ class BadRange(NamedTuple):
     state: PageState
 
 
-class WindowResult(NamedTuple):
-    """What reading some consecutive blocks gave."""
+class BatchResult(NamedTuple):
+    """What reading some windows gave."""
 
     counts: tuple[int, ...]
-    """Blocks by `PageState` value; EXCLUDED and ABSENT have no meaning: nobody asked for such blocks."""
+    """Blocks by `PageState` value, of those that were asked for; EXCLUDED and ABSENT are 0."""
     bad: list[BadRange]
-    members: int
-    """Blocks that were asked for, for progress."""
+
+    @property
+    def members(self) -> int:
+        """Blocks that were asked for, for progress."""
+        return sum(self.counts)
 
 
 @dataclass(slots=True)
@@ -59,16 +66,14 @@ class ScanTotals:
     bad: list[BadRange] = field(default_factory=list)
     dropped: int = 0
     """Bad ranges that were counted but not kept."""
-    members: int = 0
 
-    def add(self, result: WindowResult) -> None:
-        """Count one window."""
+    def add(self, result: BatchResult) -> None:
+        """Count one batch."""
         for state, count in enumerate(result.counts):
             self.counts[state] += count
         room = max(_MAX_RANGES - len(self.bad), 0)
         self.bad += result.bad[:room]
         self.dropped += max(len(result.bad) - room, 0)
-        self.members += result.members
 
     def add_lost(self, lost: PfnSet) -> None:
         """Count the blocks that the image knows to be lost, which no scan asks for."""
@@ -91,37 +96,58 @@ class ScanTotals:
 
 
 def plan_windows(pages: PfnSet, block_size: int) -> Iterator[tuple[Pfn, int]]:
-    """(first, count) of windows that cover `pages`, ascending; near runs share a window, gaps included."""
+    """(first, count) of windows that cover `pages`, ascending; runs with little between them share one."""
     limit = max(_WINDOW_BYTES // block_size, 1)
+    gap = _GAP_BYTES // block_size
     first = stop = -1
     for run_first, run_stop in pages.runs():
+        if first >= 0 and run_first > stop + gap:
+            yield first, stop - first
+            first = -1
         while run_first < run_stop:
-            if first < 0:
-                first = run_first
-            if run_first >= first + limit:
+            if first >= 0 and run_first >= first + limit:
                 yield first, stop - first
                 first = -1
-                continue
+            if first < 0:
+                first = run_first
             run_first = stop = min(run_stop, first + limit)
     if first >= 0:
         yield first, stop - first
 
 
-def scan_window(image: DumpImage, pages: PfnSet, first: Pfn, count: int) -> WindowResult:
-    """Read the blocks of one window and tell what came."""
-    _, states = image.read_run(first, count)
-    bad = [
-        BadRange(low, high, PageState(states[match.start()]))
-        for match in _BAD.finditer(states)
-        for low, high in pages.runs(first + match.start(), first + match.end())  # not the gaps between members
-    ]
-    counts = [states.count(state) for state in PageState]
-    for state in (PageState.LOST, PageState.CORRUPT):
-        counts[state] = sum(item.stop - item.first for item in bad if item.state is state)
-    return WindowResult(tuple(counts), bad, pages.rank(first + count) - pages.rank(first))
+def plan_batches(pages: PfnSet, block_size: int) -> Iterator[list[tuple[Pfn, int]]]:
+    """The windows of `plan_windows`, gathered until they are worth a result of their own."""
+    wanted = max(_BATCH_BYTES // block_size, 1)
+    batch: list[tuple[Pfn, int]] = []
+    blocks = 0
+    for window in plan_windows(pages, block_size):
+        batch.append(window)
+        blocks += window[1]
+        if blocks >= wanted:
+            yield batch
+            batch, blocks = [], 0
+    if batch:
+        yield batch
 
 
-def scan_image(image: DumpImage, jobs: int = 1) -> Generator[WindowResult, None, None]:
+def scan_batch(image: DumpImage, pages: PfnSet, batch: Sequence[tuple[Pfn, int]]) -> BatchResult:
+    """Read the blocks of some windows and tell what came."""
+    counts = [0] * len(PageState)
+    bad: list[BadRange] = []
+    for first, count in batch:
+        _, states = image.read_run(first, count)
+        for state in (PageState.STORED, PageState.PARTIAL):
+            counts[state] += states.count(state)
+        for match in _BAD.finditer(states):
+            state = PageState(states[match.start()])
+            # Not the gaps between members, which may be lost as well.
+            found = [BadRange(*run, state) for run in pages.runs(first + match.start(), first + match.end())]
+            counts[state] += sum(item.stop - item.first for item in found)
+            bad += found
+    return BatchResult(tuple(counts), bad)
+
+
+def scan_image(image: DumpImage, jobs: int = 1) -> Generator[BatchResult, None, None]:
     """Read every block that is said to be stored; results come in any order.
 
     Closing the generator ends the worker processes.
@@ -132,13 +158,13 @@ def scan_image(image: DumpImage, jobs: int = 1) -> Generator[WindowResult, None,
     pages = image.stored
     pages.count()  # builds the rank index once, before the fork
     if jobs <= 1:
-        for first, count in plan_windows(pages, image.meta.block_size):
-            yield scan_window(image, pages, first, count)
+        for batch in plan_batches(pages, image.meta.block_size):
+            yield scan_batch(image, pages, batch)
         return
     yield from _scan_forked(image, pages, jobs)
 
 
-def _scan_forked(image: DumpImage, pages: PfnSet, jobs: int) -> Generator[WindowResult, None, None]:
+def _scan_forked(image: DumpImage, pages: PfnSet, jobs: int) -> Generator[BatchResult, None, None]:
     context = multiprocessing.get_context("fork")
     readers: list[Connection] = []
     workers = []
@@ -162,13 +188,13 @@ def _scan_forked(image: DumpImage, pages: PfnSet, jobs: int) -> Generator[Window
             reader.close()
 
 
-def _gather(readers: Sequence[Connection]) -> Generator[WindowResult, None, None]:
+def _gather(readers: Sequence[Connection]) -> Generator[BatchResult, None, None]:
     open_readers = list(readers)
     while open_readers:
         for reader in wait(open_readers):
             assert isinstance(reader, Connection)
             try:
-                message: WindowResult | str | None = reader.recv()
+                message: BatchResult | str | None = reader.recv()
             except EOFError:
                 raise DumpfsError(
                     "a worker process ended early", hint="it may have been killed for lack of memory; try --jobs 1"
@@ -184,7 +210,7 @@ def _gather(readers: Sequence[Connection]) -> Generator[WindowResult, None, None
 def _work(
     image: DumpImage, pages: PfnSet, number: int, jobs: int, writer: Connection, readers: tuple[Connection, ...]
 ) -> None:
-    """Body of one worker: every `jobs`-th window, then None.
+    """Body of one worker: every `jobs`-th batch, then None.
 
     Read ends are closed so that writing fails, and the worker ends, once the parent is gone. Ctrl-C reaches the
     whole process group; the parent answers it for all.
@@ -193,9 +219,9 @@ def _work(
     for reader in readers:
         reader.close()
     try:
-        for index, (first, count) in enumerate(plan_windows(pages, image.meta.block_size)):
+        for index, batch in enumerate(plan_batches(pages, image.meta.block_size)):
             if index % jobs == number:
-                writer.send(scan_window(image, pages, first, count))
+                writer.send(scan_batch(image, pages, batch))
         writer.send(None)
     except BrokenPipeError:
         return
