@@ -135,3 +135,8 @@ need_fuse() {
     [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
     [ -e /dev/fuse ] || die "there is no /dev/fuse here (in a container: run it with --device /dev/fuse --cap-add SYS_ADMIN)"
 }
+
+# Let tests abort a connection of FUSE; machines with systemd have this mounted.
+want_fuse_control() {
+    mountpoint -q /sys/fs/fuse/connections || as_root mount -t fusectl fusectl /sys/fs/fuse/connections 2>/dev/null || true
+}
