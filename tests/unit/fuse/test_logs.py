@@ -1,0 +1,79 @@
+"""Where messages go."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from dumpfs.errors import SourceError
+from dumpfs.fuse import logs
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    loggers = [logging.getLogger(name) for name in ("dumpfs", "pyfuse3")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        for handler in logger.handlers:
+            if handler not in handlers:
+                handler.close()
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    logging.raiseExceptions = True
+
+
+def test_file_gets_lines_with_time_process_and_level(tmp_path):
+    logs.set_up(str(tmp_path / "log"), foreground=False)
+    logging.getLogger("dumpfs").warning("page %#x", 16)
+    logging.getLogger("dumpfs").debug("not this")
+    text = (tmp_path / "log").read_text()
+    assert text.rstrip().endswith("WARNING: page 0x10")
+    assert text.count("\n") == 1
+
+
+def test_file_is_appended_to(tmp_path):
+    (tmp_path / "log").write_text("before\n")
+    logs.set_up(str(tmp_path / "log"), foreground=False)
+    logging.getLogger("dumpfs").error("after")
+    assert (tmp_path / "log").read_text().startswith("before\n")
+
+
+def test_file_that_cannot_be_opened_is_an_error(tmp_path):
+    with pytest.raises(SourceError, match="No such file"):
+        logs.set_up(str(tmp_path / "no" / "log"), foreground=False)
+
+
+def test_impatient_readers_are_no_news(tmp_path):
+    logs.set_up(str(tmp_path / "log"), foreground=False)
+    logging.getLogger("pyfuse3").error("fuse_read(): fuse_reply_* failed with %s", "x")
+    logging.getLogger("pyfuse3").error("something else")
+    assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+def test_debug_logs_everything(tmp_path):
+    logs.set_up(str(tmp_path / "log"), foreground=False, debug=True)
+    logging.getLogger("dumpfs").debug("this")
+    logging.getLogger("pyfuse3").error("fuse_read(): fuse_reply_* failed with %s", "x")
+    assert (tmp_path / "log").read_text().count("\n") == 2
+
+
+def test_foreground_logs_to_the_terminal_and_the_file(tmp_path, capsys):
+    logs.set_up(str(tmp_path / "log"), foreground=True)
+    logging.getLogger("dumpfs").info("both")
+    assert "INFO: both" in capsys.readouterr().err
+    assert "INFO: both" in (tmp_path / "log").read_text()
+
+
+def test_syslog_gets_a_priority_and_single_lines(monkeypatch):
+    import syslog
+
+    sent = []
+    monkeypatch.setattr(syslog, "syslog", lambda *args: sent.append(args))
+    monkeypatch.setattr(syslog, "openlog", lambda *args: None)
+    monkeypatch.setattr(logs, "can_syslog", lambda: True)
+    logs.set_up(None, foreground=False)
+    logging.getLogger("dumpfs").warning("one\ntwo\0")
+    logging.getLogger("dumpfs").info("three")
+    assert sent == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "two "), (syslog.LOG_INFO, "three")]
