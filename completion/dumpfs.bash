@@ -2,7 +2,7 @@
 #
 # Needs bash 4.2 and nothing else. Words come from the tables below; tests compare them with the command's own.
 
-_dumpfs_verbs='mount umount info cat dmesg check'
+_dumpfs_verbs='mount umount info cat dmesg write check'
 
 # Options of each verb; those that take a value are in _dumpfs_takes_value too.
 declare -gA _dumpfs_flags=(
@@ -11,6 +11,10 @@ declare -gA _dumpfs_flags=(
     [info]='--help -h -o --json --vmlinux'
     [cat]='--help -h -o --offset --count'
     [dmesg]='--help -h -o --caller --device'
+    [write]='--help -h -c -l -p -z -E -F -R --split --reassemble --splitblock-size -d -x -i --keep-unknown
+        --keep-partial --begin --length --config -f --resume -L --limit-size --num-threads --check
+        --dry-run --show-stats --json --message-level -D -g --dump-dmesg --partial-dmesg --vtop
+        --check-params -v'
     [check]='--help -h -o --json -q --quiet --jobs'
 )
 _mount_dumpfs_flags='--help -h -s -f -n -v -o -t --version'
@@ -34,7 +38,7 @@ declare -gA _dumpfs_values=(
 )
 
 # Files of the tree.
-_dumpfs_views='README bitmaps/ram bitmaps/stored dmesg hmem info.json memmap pages/ status vmcore vmcoreinfo'
+_dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcoreinfo'
 
 # The word left of the cursor as the shell will see it: COMP_WORDS is cut at = and : too.
 _dumpfs_word() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import shutil
@@ -22,7 +23,7 @@ ZSH = FOLDER / "_dumpfs"
 
 VALUES = {option.name: set(option.metavar.split("|")) for option in OPTIONS if "|" in option.metavar}
 VALUES["format"] = set(FORMAT_NAMES)
-VIEWS = {row.path + "/" * (row.path == "pages") for row in ROWS}
+VIEWS = {row.path + "/" * bool(row.space) for row in ROWS}
 
 
 def option_words(*, mounting: bool) -> set[str]:
@@ -31,8 +32,9 @@ def option_words(*, mounting: bool) -> set[str]:
 
 
 def flags(verb: str) -> set[str]:
-    """Every spelling of every option of a verb."""
-    return {name for action in verb_parser(verb)._actions for name in action.option_strings}
+    """Every spelling of every option of a verb that its help shows."""
+    shown = (action for action in verb_parser(verb)._actions if action.help != argparse.SUPPRESS)
+    return {name for action in shown for name in action.option_strings}
 
 
 def complete(line: str, command: str = "dumpfs", breaks: str = " \t\n\"'@><=;|&(:") -> list[str]:
@@ -150,7 +152,7 @@ def test_zsh_offers_the_verbs() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_zsh_offers_the_flags_of_a_verb(verb: str) -> None:
     block = zsh_block(verb)
-    found = set(re.findall(r"(?<![\w-])(--?[a-z]+)(?=[=\[+]|,|\})", block))
+    found = set(re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)(?=[=\[+]|,|\})", block))
     found |= {"-o"} if "$dump_options" in block or "$mount_options" in block else set()
     assert found | {"-h", "--help"} == flags(verb)
 
