@@ -22,12 +22,14 @@ SPACE = 1
 MAX_LISTED = 1 << 20
 """Pages that `pages=auto` lists: each name costs the reader's kernel about 1.1 KiB, and `find` a second a million."""
 
-_WINDOW = 32768
-"""Pfns turned into names at once."""
+_FIRST_WINDOW = 1024
+_LARGEST_WINDOW = 32768
+"""Pfns turned into names at once: few at first, since most requests of the kernel take some 200 names and begin anew
+with the next, then ever more, for who walks on."""
 _LONG_RUN = 64
 """Pages from which on a run is worth its own round."""
-_DENSE = _WINDOW // 8
-"""Members of a window from which on testing each bit is cheaper than finding each that is set."""
+_DENSE = 8
+"""One member in so many pfns, from which on testing each bit is cheaper than finding each that is set."""
 _BITS = bytes.maketrans(b"01", b"\0\1")
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 
@@ -122,22 +124,24 @@ def _entries(pfns: Sequence[Pfn]) -> Iterator[tuple[int, str, int]]:
 
 def _batches(members: PfnSet, first: Pfn) -> Iterator[Sequence[Pfn]]:
     """The members from `first` on, ascending, in batches that suit how dense they are."""
+    window = _FIRST_WINDOW
     while (run := next(iter(members.runs(first)), None)) is not None:
         start, stop = run
         if stop - start >= _LONG_RUN:
             yield range(start, stop)
             first = stop
         else:
-            first = (start // _WINDOW + 1) * _WINDOW
-            yield _window(members, start, first)
+            first = (start // window + 1) * window
+            yield _members(members, start, first)
+            window = min(2 * window, _LARGEST_WINDOW)
 
 
-def _window(members: PfnSet, start: Pfn, stop: Pfn) -> Sequence[Pfn]:
-    """The members in `[start, stop)`, which lies in one window."""
-    base = stop - _WINDOW
-    bits = int.from_bytes(members.read_bits(base // 8, _WINDOW // 8), "little") >> (start - base)
+def _members(members: PfnSet, start: Pfn, stop: Pfn) -> Sequence[Pfn]:
+    """The members in `[start, stop)`."""
+    base = start // 8
+    bits = int.from_bytes(members.read_bits(base, -(-stop // 8) - base), "little") >> (start - 8 * base)
     digits = f"{bits:b}".encode()[::-1]
-    if bits.bit_count() >= _DENSE:
+    if bits.bit_count() * _DENSE >= stop - start:
         return list(compress(range(start, start + len(digits)), digits.translate(_BITS)))
     found = []
     at = digits.find(b"1")
