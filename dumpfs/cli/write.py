@@ -70,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
 def _other(resolved: Resolved, args: argparse.Namespace) -> int:
     from dumpfs.cli import write_actions
 
+    if resolved.action == "rearrange":
+        with _stoppable() as stop:
+            return write_actions.rearrange(resolved, args, stop)
     action = {
         "dmesg": write_actions.dump_dmesg,
-        "rearrange": write_actions.rearrange,
         "vmcoreinfo": write_actions.generate_vmcoreinfo,
         "vtop": write_actions.translate,
     }[resolved.action]
@@ -126,8 +128,6 @@ def _write(resolved: Resolved, args: argparse.Namespace) -> int:
             level_index += 1
             _drop(report)
             warn(f"{report.cause}: once more with -d {resolved.levels[level_index]}")
-    if args.check and not report.cause and not request.dry_run:
-        _check(request, report)
     return _tell(args, request, report, reporter)
 
 
@@ -135,12 +135,6 @@ def _drop(report: WriteReport) -> None:
     """Remove an incomplete dump that the next level of -d takes the place of."""
     for name in report.names:
         os.unlink(name)
-
-
-def _check(request: WriteRequest, report: WriteReport) -> None:
-    from dumpfs.writer.pipeline.verify import verify_dump
-
-    verify_dump(request, report)
 
 
 class _Reporter:

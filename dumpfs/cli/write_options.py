@@ -58,6 +58,11 @@ class Resolved:
     levels: tuple[int, ...]
     """The dump levels to try, one after the other, when there is no room."""
 
+    def _codec(self) -> int | None:
+        if self.args.elf:
+            return 0
+        return None if self.args.reassemble and not self.args.codec else int(self.args.codec)
+
     def request(self, level_index: int) -> WriteRequest:
         """What to write at one of the levels.
 
@@ -76,7 +81,7 @@ class Resolved:
         return WriteRequest(
             sources=self.sources,
             outputs=self.outputs,
-            codec_flag=0 if args.elf else args.codec,
+            codec_flag=self._codec(),
             level=self.levels[level_index],
             elf=args.elf,
             flatten=args.flatten,
@@ -94,6 +99,7 @@ class Resolved:
             eraser=eraser,
             eraseinfo=eraseinfo,
             dry_run=args.dry_run,
+            check=args.check,
         )
 
 

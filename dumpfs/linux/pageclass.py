@@ -251,7 +251,7 @@ class PageClassifier:
         base = first - block
         classes[base : base + columns.count] |= np.where(orders == 0, own, np.uint8(0))
         large = np.flatnonzero((orders > 0) & (own != 0))
-        for bit in np.unique(own[large]).tolist():
+        for bit in np.flatnonzero(np.bincount(own[large])).tolist():
             heads = large[own[large] == bit]
             _mark(classes, base + heads, np.int64(1) << orders[heads], bit)
 

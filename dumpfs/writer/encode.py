@@ -100,7 +100,7 @@ class Encoder:
         Raises:
             DumpfsError: a codec's library fails; pages that cannot be read are KIND_LOST, not errors.
         """
-        data, lost = self._read(first, stop)
+        data, lost = self.read(first, stop)
         count = len(data) // self._page_size
         kinds = np.zeros(count, dtype=np.uint8)
         zero = find_zero_pages(data, self._page_size)
@@ -114,7 +114,7 @@ class Encoder:
             return self._raw(data, kinds)
         return self._compressed(data, kinds, zero)
 
-    def _read(self, first: Pfn, stop: Pfn) -> tuple[bytes, Flags | None]:
+    def read(self, first: Pfn, stop: Pfn) -> tuple[bytes, Flags | None]:
         """The batch's pages, and which of them are lost (None: none)."""
         plan = self._plan
         wanted = window(plan.dump, first, stop)

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
 
-import numpy as np
-
+from dumpfs.codecs.registry import CODEC_FLAGS, codec_name
 from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, VmcoreinfoError, WriteError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.kernel import Kernel, find_kernel
@@ -46,7 +45,8 @@ class WriteRequest:
     sources: tuple[str, ...]
     outputs: tuple[str, ...]
     """One, or the parts of a split set; '-' is standard output."""
-    codec_flag: int = 0
+    codec_flag: int | None = 0
+    """Compression flag; None for that of the source."""
     level: int = 0
     elf: bool = False
     flatten: bool = False
@@ -64,6 +64,8 @@ class WriteRequest:
     eraser: EraserFactory | None = None
     eraseinfo: Callable[[], bytes] = bytes
     dry_run: bool = False
+    check: bool = False
+    """Read the dump back and compare it with the source."""
 
 
 @dataclass(slots=True)
@@ -112,6 +114,10 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
         if not request.dry_run:
             _write(request, plan, hooks, report)
+            if request.check and not report.cause:
+                from dumpfs.writer.pipeline.verify import verify_dump
+
+                verify_dump(report, request.threads)
         return report
     except _Stopped as exc:
         raise IncompleteDumpError(f"{exc}: nothing was written yet") from None
@@ -155,11 +161,15 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         chosen.ram,
         chosen.dump,
         level=level | (image.meta.dump_level or 0) & LEVEL_ZERO,  # zero pages that shared a copy go on sharing it
-        codec_flag=request.codec_flag,
+        codec_flag=_codec(image) if request.codec_flag is None else request.codec_flag,
         eraser=eraser,
         stats=_stats(chosen),
     )
     return _elf_plan(plan, request, hooks) if request.elf else plan
+
+
+def _codec(image: DumpImage) -> int:
+    return next((flag for flag in CODEC_FLAGS if codec_name(flag) == image.meta.compression), 0)
 
 
 def _stats(chosen: Selection) -> dict[str, int]:
@@ -283,13 +293,12 @@ def _run(
     sinks: Sequence[KdumpSink | ElfSink],
     starts: Sequence[Pfn],
 ) -> Totals:
+    def stream(number: int) -> Iterator[Job]:
+        return (Job(number, *batch) for batch in plan.batches(starts[number], sinks[number].stop))
+
     def jobs() -> Iterator[Job]:
         """The parts in turn, so that files on different disks are written at the same time."""
-        streams = [
-            (Job(number, *batch) for batch in plan.batches(start, sink.stop))
-            for number, (sink, start) in enumerate(zip(sinks, starts, strict=True))
-        ]
-        for row in zip_longest(*streams):
+        for row in zip_longest(*map(stream, range(len(sinks)))):
             yield from (job for job in row if job is not None)
 
     encoder = choose_encoder(plan)
@@ -325,8 +334,3 @@ def _cut(sink: KdumpSink | ElfSink, target: Target) -> None:
             os.ftruncate(target.fd, end)
     except OSError as exc:
         raise WriteError(f"{target.name}: cannot be cut to its length: {exc.strerror}") from exc
-
-
-def known_lost(plan: WritePlan) -> int:
-    """Pages of the plan that the source is known to have lost."""
-    return int(np.count_nonzero(np.unpackbits(plan.dump & bits_of(plan.image.lost, plan.facts.max_mapnr))))
