@@ -29,7 +29,9 @@ is_installed() {
 }
 
 has_candidate() {
-    apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'
+    local policy
+    policy=$(apt-cache policy "$1" 2>/dev/null) # not piped into grep -q, which would kill it and fail under pipefail
+    [[ $policy =~ Candidate:\ [^\(] ]]
 }
 
 # Packages that are not installed yet, one a line.
