@@ -241,3 +241,26 @@ def test_examples_without_a_mount_work(
 def test_examples_with_a_mount_parse(command: str) -> None:
     _, verb, *arguments = shlex.split(command)
     verb_parser(verb).parse_args(arguments)
+
+
+@pytest.mark.parametrize("page", ["dumpfs.1", "dumpfs.5"])
+def test_number_of_listed_pages_is_true(page: str) -> None:
+    from dumpfs.vfs.views.pages import MAX_LISTED
+
+    assert set(re.findall(r"(?:at most|up to) (\d{6,})", (MAN / page).read_text())) == {str(MAX_LISTED)}
+
+
+def test_number_of_ranges_is_true() -> None:
+    from dumpfs.vfs.views.memmap import MAX_LINES
+
+    assert f"It has {MAX_LINES} ranges at most" in (MAN / "dumpfs.5").read_text()
+
+
+def test_defaults_of_options_are_true() -> None:
+    from dumpfs.fuse.options import DEFAULT_UMASK, DEFAULT_WORKERS, MAX_WORKERS
+    from dumpfs.memory.cache import DEFAULT_CACHE_BYTES
+
+    text = " ".join(section("dumpfs.1", "OPTIONS OF -o"))
+    assert f"{DEFAULT_CACHE_BYTES >> 20}M by default" in text
+    assert f"The default is {DEFAULT_UMASK:03o}." in text
+    assert f"from 1 to {MAX_WORKERS}. The default is one for each processor, at most {DEFAULT_WORKERS}." in text
