@@ -5,7 +5,7 @@ One `Inspector` per dump. Any thread may use it: at worst two find out the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from dumpfs.errors import DumpfsError, ViewError
@@ -64,6 +64,13 @@ class Inspector:
     def know(self, name: str, value: object) -> None:
         """Take what another process found out under a name of `_once`, or the error it met; see `frozen`."""
         self._known[name] = value
+
+    def notices(self) -> Iterator[str]:
+        """What could not be found out of what was asked, and what was odd."""
+        for found in self._known.values():
+            if isinstance(found, DumpfsError):
+                yield found.message if found.hint is None else f"{found.message} ({found.hint})"
+        yield from self.problems
 
     @property
     def space(self) -> AddressSpace:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 
 from dumpfs.arch.walk import PageTables
+from dumpfs.arch.x86_64 import page_tables
 from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.records import Record, note_problem, read_record
@@ -90,14 +90,13 @@ class UserMemory:
             ViewError: dumpfs does not know user page tables of this architecture.
         """
         kernel = self.inspector.kernel
-        make = getattr(import_module(f"dumpfs.arch.{kernel.machine}"), "page_tables", None)
         tables = self.space.tables
-        if kernel.machine != "x86_64" or make is None or not isinstance(tables, PageTables):
-            raise ViewError(f"dumpfs cannot walk user page tables of {kernel.machine}")
+        if kernel.machine != "x86_64" or not isinstance(tables, PageTables):
+            raise ViewError(f"dumpfs cannot walk user page tables of {kernel.machine or 'this machine'}")
         info = kernel.vmcoreinfo
         mask = (info.number("sme_mask") or 0) if info is not None else 0
         root = self.space.translate(self.mm.value("pgd"))
-        user = make(kernel.phys, root, len(tables.levels), mask & (1 << 64) - 1, user=True)
+        user = page_tables(kernel.phys, root, len(tables.levels), mask & (1 << 64) - 1, user=True)
         return AddressSpace(kernel.phys, self.space.byteorder, self.space.word_size, (), user)
 
     def read_cmdline(self) -> bytes:

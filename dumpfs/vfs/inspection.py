@@ -7,7 +7,7 @@ asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,11 @@ class Inspection:
         if kernel.space is None and kernel.vmcoreinfo is not None:
             return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
         return None
+
+    def notices(self) -> Iterator[str]:
+        """What could not be found out, as far as this process has asked."""
+        if self._inspector is not None:
+            yield from dict.fromkeys(self._inspector.notices())
 
     def text(self, ino: int, render: Callable[[Inspector], bytes]) -> bytes:
         """A text of a node, rendered unless it was lately: attributes and content are asked for one after the other.

@@ -13,7 +13,7 @@ from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import DumpFile, explain
 from dumpfs.vfs.views.dmesg import DmesgFile
 from dumpfs.vfs.views.pages import MAX_LISTED, PagesDir
-from dumpfs.vfs.views.vmcore import VmcoreFile
+from dumpfs.vfs.views.vmcore import CoreFile
 
 
 @dataclass(slots=True)
@@ -95,12 +95,15 @@ def _notices(dump: Dump) -> Iterator[str]:
             yield from dump.kernel.problems
         else:
             yield f"kernel: {explain(dump.kernel_error)}" if dump.kernel_error else "kernel: unknown"
-    pages, core, log = (dump.tree.at(path) for path in ("pages", "vmcore", "dmesg"))
+    if "inspection" in vars(dump):
+        yield from (f"inside the kernel: {notice}" for notice in dump.inspection.notices())
+    pages, log = dump.tree.at("pages"), dump.tree.at("dmesg")
     if isinstance(pages, PagesDir) and not pages.listed:
         why = "pages=open" if dump.options.pages == "open" else f"more than {MAX_LISTED}"
         yield f"/pages: its files can be opened by name, but are not listed ({why}; -o pages=list lists them)"
-    if isinstance(core, VmcoreFile) and core.plan is not None:
-        yield from core.plan.notices
+    for _, node in dump.tree.files():
+        if isinstance(node, CoreFile) and node.plan is not None:
+            yield from node.plan.notices
     if isinstance(log, DmesgFile):
         yield from log.notices
 
