@@ -204,7 +204,7 @@ class Adapter(pyfuse3.Operations):
         self._nodes[ino] = node
         return node
 
-    def _attributes(self, node: Node, *, listed: bool = False) -> EntryAttributes:
+    def _attributes(self, node: Node, *, listed: bool = False, prepared: bool = False) -> EntryAttributes:
         """Attributes of a node; a file whose size is not known (yet) has 0, which nobody may keep.
 
         The kernel asks for the attributes again before it believes in such a size, and `getattr` then tells.
@@ -219,7 +219,7 @@ class Adapter(pyfuse3.Operations):
         attributes = self._file_attributes
         size = stored = 0
         known = False
-        if isinstance(node, FileNode) and not node.volatile and node.ready:
+        if isinstance(node, FileNode) and not node.volatile and (prepared or node.ready):
             try:
                 size = node.size()
                 stored = node.stored_bytes()
@@ -247,12 +247,14 @@ class Adapter(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes, with the true size: a slow file is built for it."""
         node = self._node(inode)
+        prepared = True
         if isinstance(node, FileNode) and not node.ready and not node.volatile:
             try:
                 await self._publisher.prepare(node.prepared_by())
             except DumpfsError as exc:
                 self.complain(exc)
-        return self._attributes(node)
+                prepared = False
+        return self._attributes(node, prepared=prepared)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept per inode."""

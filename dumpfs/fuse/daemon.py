@@ -65,6 +65,10 @@ def _become_daemon(
         mount()
         _let_go_of_terminal()
         code = serve(lambda: tell(None))
+    except BrokenPipeError:
+        import logging
+
+        logging.getLogger("dumpfs").info("nobody waits for the mount any more; it was taken away again")
     except DumpfsError as exc:
         tell({"message": exc.message, "hint": exc.hint})
         code = exc.exit_code

@@ -139,12 +139,19 @@ class Slow(FileNode):
         return self.content is not None
 
     def size(self) -> int:
-        assert self.content is not None
-        return len(self.content)
+        return len(self._bytes())
 
-    def build(self) -> bytes:
+    def _bytes(self) -> bytes | memoryview:
+        if self.how == "inline":
+            return SLOW
+        assert self.content is not None
+        return self.content
+
+    def build(self) -> bytes | None:
         with self.notes.open("a") as file:
             file.write(f"{os.getpid()}\n")
+        if self.how == "inline":
+            return None
         if self.how == "fails":
             raise ViewError("made up: cannot be built")
         if self.how == "bug":
@@ -158,8 +165,7 @@ class Slow(FileNode):
         self.content = data
 
     def read(self, offset: int, size: int) -> bytes:
-        assert self.content is not None
-        return bytes(self.content[offset : offset + size])
+        return bytes(self._bytes()[offset : offset + size])
 
 
 @dataclass(slots=True)
@@ -200,7 +206,7 @@ class FakeTree:
             return self._nodes.setdefault(node.ino, node)
 
         inos = iter(range(ROOT_INO + 1, 1000))
-        slow = ("slow", "fails", "bug", "dies", "dies once")
+        slow = ("slow", "inline", "fails", "bug", "dies", "dies once")
         files: dict[str, Node] = {
             "zero": add(Zeros(next(inos))),
             "text": add(Text(next(inos), b"some text\n")),

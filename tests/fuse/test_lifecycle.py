@@ -172,6 +172,28 @@ def test_error_while_serving_begins_reaches_the_terminal(mount, dump):
     wait_until(lambda: not is_mounted(path), "unmounted")
 
 
+def test_mount_is_taken_away_when_the_waiting_command_is_interrupted(mount, dump, tmp_path):
+    path = mount.point()
+    script = (
+        "import sys, os, time, dumpfs.fuse.session as s\n"
+        "probe = s.Session._probe\n"
+        "def slow(*args):\n"
+        f"    while not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\n"
+        "    probe(*args)\n"
+        "s.Session._probe = slow\n"
+        "from dumpfs.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "mount", "-o", f"log={mount.log_file(path)}", str(dump), str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: is_mounted(path), "mounted")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert process.communicate()[1] == ""
+    (tmp_path / "go").touch()
+    wait_until(lambda: not is_mounted(path), "unmounted")
+    wait_until(lambda: "nobody waits for the mount" in mount.log(path), "logged")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_to_the_daemon_unmounts(mount, dump, signum):
     tree = mount(dump)

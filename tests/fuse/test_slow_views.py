@@ -68,6 +68,26 @@ def test_listing_builds_nothing_but_stat_tells_the_true_size(mount):
     assert (tree / "slow-slow").stat().st_size == len(SLOW)
 
 
+def test_file_with_nothing_to_hand_over_is_read_by_each_worker(mount):
+    tree = mount.fake("workers=2")
+    assert (tree / "slow-inline").stat().st_size == len(SLOW)
+    assert (tree / "slow-inline").read_bytes() == SLOW
+    assert len(builders(tree, "inline")) == 1
+
+
+def test_reader_that_gives_up_waiting_does_no_harm(mount):
+    tree = mount.fake("workers=2")
+    waiting = readers(tree / "slow-slow", 3)
+    wait_until(lambda: builders(tree, "slow"), "building has begun")
+    for process in waiting:
+        process.kill()
+    for process in waiting:
+        process.communicate(timeout=60)
+    assert (tree / "text").read_text() == "some text\n"
+    assert (tree / "slow-slow").read_bytes() == SLOW
+    assert len(builders(tree, "slow")) == 1
+
+
 def test_file_that_cannot_be_built_says_so_to_everybody(mount):
     mount.expect("made up: cannot be built")
     tree = mount.fake()
