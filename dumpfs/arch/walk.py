@@ -79,7 +79,7 @@ class PageTables:
         self.base = base
         self.first = base if first is None else first
         self.stop = base + (1 << (levels[0].shift + levels[0].bits)) if stop is None else stop
-        self._byteorder = byteorder
+        self.byteorder = byteorder
         self._steps = tuple((level, (1 << level.bits) - 1, len(levels) - i) for i, level in enumerate(levels))
         self._tables = tuple(struct.Struct(f"{_prefix(byteorder)}{1 << level.bits}Q") for level in levels)
 
@@ -93,7 +93,7 @@ class PageTables:
         if not self.first <= vaddr < self.stop:
             raise TranslationError(vaddr, "outside of the kernel's page tables")
         table = self.root
-        read, byteorder = self.phys.read, self._byteorder
+        read, byteorder = self.phys.read, self.byteorder
         for level, mask, number in self._steps:
             index = (vaddr >> level.shift) & mask
             entry = int.from_bytes(read(table + index * ENTRY_SIZE, ENTRY_SIZE), byteorder)

@@ -22,11 +22,22 @@ from dumpfs.structs import ByteOrder
 
 _PID_OFFSET = {4: 24, 8: 32}
 """Of pr_pid in struct elf_prstatus, by the size of a long."""
-_FIRST_MADE_PID = 1 << 22
+FIRST_MADE_PID = 1 << 22
 """PID_MAX_LIMIT: no task can have it or a higher one, so a made-up pid is never taken for a real task's."""
 _PRSTATUS_HEAD64 = "3ih2x2Q4i8Q"
 """struct elf_prstatus of a 64-bit kernel up to its registers."""
 _TEXT_NOTES = frozenset((b"VMCOREINFO", b"VMCOREINFO_XEN", b"ERASEINFO"))
+
+
+class ThreadNotes(NamedTuple):
+    """What a core says of threads beside the processors' own notes."""
+
+    cpu_pids: tuple[int, ...]
+    """pr_pid of each of the dump's NT_PRSTATUS notes, in their order; all different, none 0."""
+    data: bytes
+    """Further notes, in the kernel's byte order."""
+    notices: tuple[str, ...] = ()
+    """What could not be told, one sentence each."""
 
 
 class CoreNotes(NamedTuple):
@@ -49,6 +60,7 @@ def build_core_notes(
     word_size: int,
     vmcoreinfo: bytes | None,
     eraseinfo: bytes,
+    threads: ThreadNotes | None = None,
 ) -> CoreNotes:
     """Notes for a core of a kernel with that byte order and word size.
 
@@ -59,39 +71,57 @@ def build_core_notes(
         word_size: the kernel's bytes of a long.
         vmcoreinfo: text to add when there is no such note, or None.
         eraseinfo: likewise; b'' for none.
+        threads: further threads, whose notes come last: every reader takes the first for the processors'.
     """
     notices: list[str] = []
     notes = list(parse_notes(image, image_order))
-    data, patched = _with_unique_pids(image, notes, image_order, word_size)
-    if patched:
-        notices.append(f"/vmcore: {patched} of the processors' notes have a made-up pr_pid, for theirs were not unique")
+    if threads is not None:
+        data = _with_pids(image, _processors(notes, word_size), threads.cpu_pids, image_order, word_size)
+        notices += threads.notices
+    else:
+        data, patched = _with_unique_pids(image, notes, image_order, word_size)
+        if patched:
+            notices.append(f"{patched} of the processors' notes have a made-up pr_pid, for theirs were not unique")
     if image_order != byteorder:
         data, dropped = _swap(data, image_order, byteorder, word_size)
         if dropped:
-            notices.append(f"/vmcore: {dropped} notes were left out, for their byte order is not the kernel's")
+            notices.append(f"{dropped} notes were left out, for their byte order is not the kernel's")
     for name, text in ((b"VMCOREINFO", vmcoreinfo), (b"ERASEINFO", eraseinfo)):
         if text and not any(note.name == name for note in notes):
             data += bytes(-len(data) & 3) + build_note(name, 0, text, byteorder)
+    if threads is not None:
+        data += bytes(-len(data) & 3) + threads.data
     return CoreNotes(data, tuple(notices))
+
+
+def _processors(notes: Sequence[Note], word_size: int) -> list[Note]:
+    """The NT_PRSTATUS notes that are long enough to have a pr_pid."""
+    return [note for note in notes if is_prstatus(note) and len(note.desc) >= _PID_OFFSET[word_size] + 4]
 
 
 def _with_unique_pids(image: bytes, notes: Sequence[Note], order: ByteOrder, word_size: int) -> tuple[bytes, int]:
     """The notes with a pr_pid of its own for every processor, and how many were changed."""
     offset = _PID_OFFSET[word_size]
-    code = struct.Struct("<i" if order == "little" else ">i")
-    cpus = [note for note in notes if is_prstatus(note) and len(note.desc) >= offset + code.size]
-    pids = [code.unpack_from(note.desc, offset)[0] for note in cpus]
+    cpus = _processors(notes, word_size)
+    pids = [int.from_bytes(note.desc[offset : offset + 4], order, signed=True) for note in cpus]
     if len(set(pids)) == len(pids):
         return image, 0
-    data = bytearray(image)
     seen = {0}  # gdb means "the process" by 0; one alone it bears, but we write anyway
-    patched = 0
-    for number, (note, pid) in enumerate(zip(cpus, pids, strict=True)):
-        if pid in seen:
-            code.pack_into(data, note.desc_offset + offset, _FIRST_MADE_PID + number)
-            patched += 1
+    unique = []
+    for number, pid in enumerate(pids):
+        unique.append(FIRST_MADE_PID + number if pid in seen else pid)
         seen.add(pid)
-    return bytes(data), patched
+    return _with_pids(image, cpus, unique, order, word_size), sum(a != b for a, b in zip(pids, unique, strict=True))
+
+
+def _with_pids(image: bytes, cpus: Sequence[Note], pids: Sequence[int], order: ByteOrder, word_size: int) -> bytes:
+    """The notes with a pr_pid from `pids` in each of `cpus`."""
+    offset = _PID_OFFSET[word_size]
+    data = bytearray(image)
+    for note, pid in zip(cpus, pids, strict=True):
+        at = note.desc_offset + offset
+        data[at : at + 4] = pid.to_bytes(4, order, signed=True)
+    return bytes(data)
 
 
 def _swap(image: bytes, source: ByteOrder, target: ByteOrder, word_size: int) -> tuple[bytes, int]:

@@ -22,7 +22,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from dumpfs.elf.core_notes import CoreNotes
 from dumpfs.elf.segments import RamRanges
@@ -44,7 +44,6 @@ from dumpfs.elf.structs import (
     elf_abi,
     phdr_layout,
 )
-from dumpfs.memory.physical import PhysMemory
 from dumpfs.structs import Abi, ByteOrder
 
 FILE_ALIGN = 4096
@@ -63,6 +62,13 @@ _ALIASES = {
 
 ReadVirtual = Callable[[int, int], bytes]
 """`read(vaddr, size)` of kernel virtual memory, raising DumpfsError."""
+
+
+class ReadPhysical(Protocol):
+    """Physical memory as a core shows it; `memory.physical.PhysMemory` is one."""
+
+    def read(self, paddr: int, size: int) -> bytes:
+        """`size` bytes at a physical address, raising DumpfsError."""
 
 
 class Content(Enum):
@@ -128,7 +134,7 @@ class CorePlan:
         self._ends = [e.offset + e.size if e.content is Content.PHYSICAL else 0 for e in self.extents]
         self._deltas = [e.start - e.offset for e in self.extents]
 
-    def read(self, phys: PhysMemory, offset: int, size: int, read_virtual: ReadVirtual | None = None) -> bytes:
+    def read(self, phys: ReadPhysical, offset: int, size: int, read_virtual: ReadVirtual | None = None) -> bytes:
         """Bytes `[offset, offset + size)`, short only at the end of the file.
 
         Args:
@@ -164,7 +170,7 @@ class CorePlan:
         return b"".join(pieces)
 
     def _read_extent(
-        self, extent: Extent, phys: PhysMemory, inside: int, size: int, read_virtual: ReadVirtual | None
+        self, extent: Extent, phys: ReadPhysical, inside: int, size: int, read_virtual: ReadVirtual | None
     ) -> bytes:
         if extent.content is Content.PHYSICAL:
             return phys.read(extent.start + inside, size)
@@ -203,6 +209,8 @@ def plan_core(
         aliases: further mappings of RAM, such as the kernel text; what of them is not RAM is left out.
         virtual: (vaddr, size) of other mapped ranges, to be read through the page tables; whole pages.
         notices: what the caller has to say, to be kept with the plan.
+
+    Notices speak of the core without naming it.
     """
     align = max(FILE_ALIGN, target.page_size)
     word_size = _word_size(target, ram, align, virtual, len(notes.data))
@@ -210,12 +218,12 @@ def plan_core(
     told = [*notices, *notes.notices]
     if ram.filler:
         told.append(
-            f"/vmcore: RAM is in too many pieces for program headers; {ram.filler} bytes that are not RAM lie inside"
+            f"RAM is in too many pieces for program headers; {ram.filler} bytes that are not RAM lie inside"
             " its segments and read as zeros"
         )
     shares = [share for alias in aliases for share in _shares(alias, ram.ranges)]
     if len(shares) < len(aliases):
-        told.append("/vmcore: the kernel text's physical address is not RAM; it has no segment of its own")
+        told.append("the kernel text's physical address is not RAM; it has no segment of its own")
     count = 1 + len(shares) + len(virtual) + len(ram.ranges)
     table_size = _table_size(abi, count)
     notes_offset = _up(table_size, FILE_ALIGN)

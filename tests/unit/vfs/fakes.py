@@ -112,7 +112,7 @@ def fake_kernel(**facts: object) -> SimpleNamespace:
         kaslr_offset=0,
         page_offset=0xFFFF888000000000,
         text=None,
-        space=object(),
+        space=SimpleNamespace(tables=None),
         uts=Utsname(release="6.1"),
         release="6.1",
         build_id="",
