@@ -78,6 +78,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Pfn, Pfn, int]]:
         """(first, stop, members) of each batch, ascending; stretches without members are passed over."""
+        if self._first >= self._stop:
+            return
         granule = self.GRANULE
         start, members = -1, 0
         last = -1

@@ -10,12 +10,11 @@ import os
 
 import numpy as np
 
-from dumpfs.elf.structs import DUMP_ELF_INCOMPLETE, EHDR, ELF_MAGIC, elf_abi
 from dumpfs.errors import UsageError
-from dumpfs.formats.kdump.header import DUMP_DH_COMPRESSED_INCOMPLETE, SIGNATURE, parse_header
 from dumpfs.formats.kdump.pages import DESCRIPTOR_BYTES
 from dumpfs.sources.local import FileSource
 from dumpfs.units import Pfn
+from dumpfs.writer.rearrange import find_mark, set_mark
 from dumpfs.writer.sink_elf import ElfSink
 from dumpfs.writer.sink_kdump import KdumpSink, descriptor_dtype
 
@@ -36,9 +35,13 @@ class Recorder:
         self.same = True
 
     def write_at(self, offset: int, chunks: list[bytes]) -> None:
-        """Compare."""
+        """Compare; a header that says the dump is complete already is marked once more."""
         data = b"".join(chunks)
-        self.same = self.same and os.pread(self._fd, len(data), offset) == data
+        there = os.pread(self._fd, len(data), offset)
+        if there != data and offset == 0 and set_mark(there) == data:
+            os.pwrite(self._fd, data, 0)
+            there = data
+        self.same = self.same and there == data
 
     def reserve(self, offset: int, size: int) -> None:
         """Nothing is written."""
@@ -54,13 +57,8 @@ def is_flagged(path: str) -> bool:
     """Whether a file is a dump that its writer marked incomplete."""
     source = FileSource(path)
     try:
-        head = source.read_at(0, 64)
-        if head.startswith(SIGNATURE):
-            return bool(parse_header(source).main["status"] & DUMP_DH_COMPRESSED_INCOMPLETE)
-        if head.startswith(ELF_MAGIC) and len(head) == 64:
-            abi = elf_abi(8 if head[4] == 2 else 4, "little" if head[5] == 1 else "big")
-            return bool(EHDR.parse_ints(abi, head)["e_flags"] & DUMP_ELF_INCOMPLETE)
-        return False
+        head = source.read_at(0, 512)
+        return find_mark(head) is not None and set_mark(head) == head
     finally:
         source.close()
 
