@@ -68,6 +68,7 @@ ROWS: tuple[Row, ...] = (
     Row("tasks", "tasks:TasksDir", space=3),
     Row("version", "version:VersionFile"),
     Row("vmcore", "vmcore:VmcoreFile"),
+    Row("vmcore-kern", "vmcore_kern:VmcoreKernFile"),
     Row("vmcore-tasks", "vmcore_tasks:VmcoreTasksFile"),
     Row("vmcoreinfo", "vmcoreinfo:VmcoreinfoFile"),
 )

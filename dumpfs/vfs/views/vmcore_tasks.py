@@ -86,7 +86,7 @@ def find_threads(dump: Dump) -> ThreadNotes:
             unreadable.append(f"{task.comm} ({task.pid}): {exc.message}")
             continue
         pid = pids.take(task.pid, task.cpu)
-        data += _prstatus(arch.prstatus, inspector.kernel.byteorder, pid, task, _KERNEL_MODE[machine] | registers)
+        data += _prstatus(arch.prstatus, inspector.kernel.byteorder, pid, task, {**_KERNEL_MODE[machine], **registers})
     if unreadable:
         problems.append(
             f"{len(unreadable)} tasks are not among the threads, for their registers cannot be read:"
