@@ -105,8 +105,8 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script: run, report, and return the exit code."""
-    secure_standard_streams()
     try:
+        secure_standard_streams()
         return run(sys.argv[1:] if argv is None else argv)
     except UsageError as exc:
         print_error(exc, prog=PROG)
