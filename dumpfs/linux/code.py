@@ -61,7 +61,8 @@ class KernelCode:
         self._orcs: dict[int, OrcTable | None] = {}
         if orc is not None:
             self._orcs[0] = orc if isinstance(orc, OrcTable) else None
-        self._format = _try(facts, "ORC", lambda: OrcFormat(facts.types))
+        self.orc_format = _try(facts, "ORC", lambda: OrcFormat(facts.types))
+        """What makes sense of the entries of all tables."""
 
     # -- symbols
 
@@ -107,7 +108,7 @@ class KernelCode:
     @property
     def has_orc(self) -> bool:
         """Whether the kernel has ORC tables that can be read."""
-        return self._format is not None and self.kernel_orc is not None
+        return self.orc_format is not None and self.kernel_orc is not None
 
     def find_orc(self, vaddr: int) -> OrcEntry | None:
         """See `unwind.Code`."""
@@ -116,9 +117,9 @@ class KernelCode:
             table = self.kernel_orc
         else:
             module = self.module_at(vaddr)
-            table = None if module is None else self._module_orc(module)
+            table = None if module is None else self.module_orc(module)
         data = None if table is None else table.find(vaddr)
-        return None if data is None or self._format is None else self._format.decode(data)
+        return None if data is None or self.orc_format is None else self.orc_format.decode(data)
 
     @property
     def kernel_orc(self) -> OrcTable | None:
@@ -134,7 +135,8 @@ class KernelCode:
         count = min((ips_end - ips) // 4, (entries_end - entries) // ENTRY_SIZE)
         return OrcTable(self._facts.space, ips, entries, count)
 
-    def _module_orc(self, module: Module) -> OrcTable | None:
+    def module_orc(self, module: Module) -> OrcTable | None:
+        """A module's table; None when it has none that can be read."""
         if module.vaddr not in self._orcs:
             self._orcs[module.vaddr] = _try(
                 self._facts, f"ORC of module {module.name}", lambda: self._read_module_orc(module)
