@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def _open_kernel(resolved: Resolved) -> Kernel:
     from dumpfs.cli.write_options import read_text
-    from dumpfs.linux.kernel import find_kernel
     from dumpfs.writer.source import open_source
+    from dumpfs.writer.understand import understand
 
     args = resolved.args
     image = open_source(resolved.sources)
     info = read_text(args.vmcoreinfo) if args.vmcoreinfo else None
-    return find_kernel(image, vmcoreinfo=info, vmlinux=args.vmlinux).deep
+    return understand(image, vmcoreinfo=info, vmlinux=args.vmlinux).deep
 
 
 def _save(path: str, data: bytes, force: bool) -> None:

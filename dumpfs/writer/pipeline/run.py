@@ -16,7 +16,7 @@ from itertools import pairwise, zip_longest
 from dumpfs.codecs.registry import CODEC_FLAGS, codec_name
 from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, VmcoreinfoError, WriteError
 from dumpfs.formats.base import DumpImage
-from dumpfs.linux.kernel import Kernel, find_kernel
+from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.pageclass import PageClassifier
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, bits_of, count_bits
@@ -24,12 +24,13 @@ from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
 from dumpfs.writer.copythrough import choose_encoder
 from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, needs_classes, select_pages
 from dumpfs.writer.pipeline.engine import Job, Pipeline, Totals
-from dumpfs.writer.plan import LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
+from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
 from dumpfs.writer.resume import resume_sink
 from dumpfs.writer.sink_elf import ElfSink
 from dumpfs.writer.sink_kdump import KdumpSink
 from dumpfs.writer.source import in_kernel_pages, open_source
 from dumpfs.writer.target import Target
+from dumpfs.writer.understand import understand
 from dumpfs.writer.zeroscan import ZeroCollector, ZeroFinder
 
 _PART_ALIGN = 64
@@ -109,7 +110,9 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
     """
     image = open_source(request.sources)
     try:
-        kernel = find_kernel(image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux)
+        kernel = understand(
+            image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux, filtering=needs_classes(request.level)
+        )
         plan = plan_write(request, image, kernel, hooks)
         report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
         if not request.dry_run:
@@ -168,6 +171,11 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
     return _elf_plan(plan, request, hooks) if request.elf else plan
 
 
+def _closed(level: int) -> int:
+    """A level with the bits it implies."""
+    return level | (LEVEL_CACHE if level & LEVEL_CACHE_PRIVATE else 0)
+
+
 def _codec(image: DumpImage) -> int:
     return next((flag for flag in CODEC_FLAGS if codec_name(flag) == image.meta.compression), 0)
 
@@ -178,6 +186,8 @@ def _stats(chosen: Selection) -> dict[str, int]:
 
 def _classifier(kernel: Kernel, level: int, keep_unknown: bool, hooks: Hooks) -> tuple[PageClassifier | None, int]:
     """What judges pages, and the level that can be kept."""
+    if not level & CLASS_LEVELS & ~_closed(kernel.image.meta.dump_level or 0):
+        level &= ~CLASS_LEVELS  # an earlier pass has left all of that out; judging again could find nothing
     info = kernel.vmcoreinfo
     always = info is not None and ("NUMBER(PG_hwpoison)" in info or "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)" in info)
     if not needs_classes(level) and not always:

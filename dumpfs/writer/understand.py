@@ -1,0 +1,55 @@
+"""The kernel of a source, with what the user gives to know it better (-i, -x)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dumpfs.formats.base import DumpImage
+from dumpfs.linux.kernel import Kernel, find_kernel
+from dumpfs.vmcoreinfo import Vmcoreinfo
+
+_FILTER_KEY = "SIZE(page)"
+"""A VMCOREINFO without it says nothing about pages at all."""
+
+
+def understand(image: DumpImage, *, vmcoreinfo: bytes | None, vmlinux: str | None, filtering: bool = False) -> Kernel:
+    """The kernel in `image`.
+
+    Args:
+        image: the dump.
+        vmcoreinfo: text of -i: keys that the dump's own VMCOREINFO lacks are taken from it.
+        vmlinux: path of -x, likewise.
+        filtering: pages will be judged, so VMCOREINFO is worth a search of the whole memory.
+
+    Raises:
+        DumpfsError: the user's files are not what they should be.
+    """
+    own = image.vmcoreinfo_text()
+    has_own = own is not None and bool(own.strip(b"\0"))
+    kernel = find_kernel(image, vmcoreinfo=None if has_own else vmcoreinfo, vmlinux=vmlinux)
+    if filtering and kernel.vmcoreinfo is None:
+        kernel = kernel.deep
+    extra = vmcoreinfo if has_own else None
+    if extra is None and vmlinux is not None and not _tells_pages(kernel):
+        from dumpfs.linux.vmcoreinfo_make import make_vmcoreinfo
+
+        extra = make_vmcoreinfo(vmlinux)
+    if extra is None:
+        return kernel
+    return replace(kernel, vmcoreinfo=_merged(kernel, extra))
+
+
+def _tells_pages(kernel: Kernel) -> bool:
+    return kernel.vmcoreinfo is not None and _FILTER_KEY in kernel.vmcoreinfo
+
+
+def _merged(kernel: Kernel, extra: bytes) -> Vmcoreinfo:
+    """The kernel's own lines, and of `extra` those it lacks, at the addresses where the kernel ran."""
+    from dumpfs.linux.vmlinux import relocate
+
+    own = kernel.vmcoreinfo.raw if kernel.vmcoreinfo is not None else b""
+    if b"\nKERNELOFFSET=" not in b"\n" + extra:  # link addresses: made from a vmlinux
+        extra = relocate(extra, kernel.kaslr_offset or 0)
+    known = {line.partition(b"=")[0] for line in own.splitlines()}
+    added = [line for line in extra.splitlines() if line.partition(b"=")[0] not in known]
+    return Vmcoreinfo(own.rstrip(b"\0\n") + b"\n" + b"\n".join(added) + b"\n" if own else extra)
