@@ -72,12 +72,11 @@ class Resolved:
         from dumpfs.writer.pipeline.run import WriteRequest
 
         args = self.args
-        eraser, eraseinfo = None, bytes
+        rules = None
         if args.config is not None:
             from dumpfs.writer.erase import EraseRules
 
             rules = EraseRules.parse(read_text(args.config), args.config, args.vmlinux)
-            eraser, eraseinfo = rules.resolve, rules.eraseinfo
         return WriteRequest(
             sources=self.sources,
             outputs=self.outputs,
@@ -96,8 +95,7 @@ class Resolved:
             splitblock_pfns=args.splitblock_size * _KIB // 4096,
             vmcoreinfo=read_text(args.vmcoreinfo) if args.vmcoreinfo else None,
             vmlinux=args.vmlinux,
-            eraser=eraser,
-            eraseinfo=eraseinfo,
+            rules=rules,
             dry_run=args.dry_run,
             check=args.check,
         )

@@ -18,6 +18,7 @@ from dumpfs.formats.base import Blob, DumpImage, DumpMeta, PageInfo
 from dumpfs.ranges import PfnSet, RangeSet, ScaledSet
 from dumpfs.sources.local import FileSource
 from dumpfs.units import PageState, Pfn
+from dumpfs.writer.plan import Eraser
 
 FUSE_TYPE = "fuse.dumpfs"
 _PROBE_PAGES = 1024
@@ -132,6 +133,29 @@ class PagedImage(WrappedImage):
         skip = first - block * scale
         wide = b"".join(bytes((state,)) * scale for state in states)
         return data[skip * size : (skip + count) * size], wide[skip : skip + count]
+
+
+class ErasedImage(WrappedImage):
+    """An image as its redacted dump will be.
+
+    Args:
+        inner: the image, in kernel pages.
+        eraser: what overwrites.
+    """
+
+    def __init__(self, inner: DumpImage, eraser: Eraser) -> None:
+        super().__init__(inner, inner.meta)
+        self._eraser = eraser
+
+    def read_page(self, pfn: Pfn) -> tuple[bytes, PageState, str]:
+        """See `DumpImage.read_page`."""
+        data, state, detail = self.inner.read_page(pfn)
+        return (self._eraser.patch(pfn, data) if data else data), state, detail
+
+    def read_run(self, first: Pfn, count: int) -> tuple[bytes, bytes]:
+        """See `DumpImage.read_run`."""
+        data, states = self.inner.read_run(first, count)
+        return self._eraser.patch(first, data), states
 
 
 class MountImage(WrappedImage):

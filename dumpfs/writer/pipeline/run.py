@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, zip_longest
+from typing import TYPE_CHECKING
 
 from dumpfs.codecs.registry import CODEC_FLAGS, codec_name
 from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, VmcoreinfoError, WriteError
@@ -28,15 +29,16 @@ from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_ZERO, Era
 from dumpfs.writer.resume import resume_sink
 from dumpfs.writer.sink_elf import ElfSink
 from dumpfs.writer.sink_kdump import KdumpSink
-from dumpfs.writer.source import in_kernel_pages, open_source
+from dumpfs.writer.source import ErasedImage, in_kernel_pages, open_source
 from dumpfs.writer.target import Target
 from dumpfs.writer.understand import understand
 from dumpfs.writer.zeroscan import ZeroCollector, ZeroFinder
 
+if TYPE_CHECKING:
+    from dumpfs.writer.erase import EraseRules
+
 _PART_ALIGN = 64
 """Parts of a split set begin at multiples of this: crash counts bits in words of 64 pfns."""
-
-EraserFactory = Callable[[Kernel, DumpImage], Eraser]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,7 @@ class WriteRequest:
     splitblock_pfns: int = _PART_ALIGN
     vmcoreinfo: bytes | None = None
     vmlinux: str | None = None
-    eraser: EraserFactory | None = None
-    eraseinfo: Callable[[], bytes] = bytes
+    rules: EraseRules | None = None
     dry_run: bool = False
     check: bool = False
     """Read the dump back and compare it with the source."""
@@ -156,8 +157,15 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
     )
     for notice in chosen.notices:
         hooks.notice(notice)
-    eraser = request.eraser(kernel, paged) if request.eraser is not None else None
-    facts = header_facts(paged, kernel, level, max_mapnr, eraseinfo=request.eraseinfo())
+    eraser: Eraser | None = None
+    eraseinfo = b""
+    if request.rules is not None:
+        eraser = request.rules.resolve(kernel, paged)
+        eraseinfo = request.rules.eraseinfo()
+        # The headers repeat what is in memory (the host's name): from now on, what will be left of it.
+        erased = ErasedImage(paged, eraser)
+        kernel = understand(erased, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux)
+    facts = header_facts(paged, kernel, level, max_mapnr, eraseinfo=eraseinfo)
     plan = make_plan(
         paged,
         facts,
