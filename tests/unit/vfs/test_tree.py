@@ -100,7 +100,7 @@ def test_views_that_memory_may_hold_are_offered_and_not_ready():
         assert not t.lookup_path(name).ready
 
 
-SLOW = {"dmesg", "btf", "cmdline", "config", "kallsyms", "modules", "version"}
+SLOW = {"dmesg", "btf", "cmdline", "config", "kallsyms", "modules", "version", "vmcore-kern", "vmcore-tasks"}
 """Files made beside the mount's work."""
 
 
