@@ -32,7 +32,8 @@ _MAX_TOKEN = 256
 _MIN_SYMBOLS = 500
 _MAX_TRIES = 64
 _MAX_TABLES = 16
-_MAX_DIGITS = 1000
+_MAX_DIGITS = 100
+"""Rows of digits to look at; a kernel image has under ten."""
 _MAX_STEPS = 3_000_000
 """Names stepped over in all: what bounds the search of an image full of things that look like a table."""
 
