@@ -212,14 +212,11 @@ def test_a_listed_file_tells_its_true_size_when_asked(tree):
     assert run("cat", tree / "many" / "123456").stdout == "123456"
 
 
-def test_read_ahead_is_raised_when_root_mounts(tree):
-    if os.geteuid():
-        pytest.skip("only root may raise it")
+def test_read_ahead_is_raised_where_it_may_be(tree):
     device = tree.stat().st_dev
     path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    if not os.access(path, os.W_OK):
-        pytest.skip("/sys is not writable here")
-    assert int(path.read_text()) == 1024
+    may = os.access(path, os.W_OK) and not os.statvfs(path).f_flag & os.ST_RDONLY
+    assert int(path.read_text()) == (1024 if may else 128)
 
 
 def test_workers_share_the_work_of_one_direct_reader(mount):
