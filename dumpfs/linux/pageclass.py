@@ -68,6 +68,12 @@ def keep_mask(classes: Classes, level: int) -> _Mask:
     return mask
 
 
+def keep_bits(classes: Classes, level: int) -> bytes:
+    """`keep_mask` as a bitmap, least significant bit first; b'' when it keeps none."""
+    mask = keep_mask(classes, level)
+    return np.packbits(mask, bitorder="little").tobytes() if mask.any() else b""
+
+
 @dataclass(frozen=True, slots=True)
 class _Keys:
     """Offsets, bits and values of this kernel; None where it has no such thing."""

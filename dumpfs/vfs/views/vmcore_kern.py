@@ -99,16 +99,14 @@ def find_kernel_pages(kernel: Kernel, stored: PfnSet) -> dict[int, bytes]:
     Raises:
         DumpfsError: pages cannot be told apart.
     """
-    import numpy as np
-
-    from dumpfs.linux.pageclass import PageClassifier, keep_mask
+    from dumpfs.linux.pageclass import PageClassifier, keep_bits
 
     classifier = PageClassifier(kernel)
     found: dict[int, bytes] = {}
     for block in _blocks(stored):
-        mask = keep_mask(classifier.classify(block * BLOCK_PFNS, BLOCK_PFNS), LEVEL)
-        if mask.any():
-            found[block] = np.packbits(mask, bitorder="little").tobytes()
+        bits = keep_bits(classifier.classify(block * BLOCK_PFNS, BLOCK_PFNS), LEVEL)
+        if bits:
+            found[block] = bits
     return found
 
 
