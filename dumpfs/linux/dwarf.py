@@ -35,6 +35,8 @@ _UNITS = (
     "fs/proc/base.c",
     "mm/mmap.c",
     "lib/maple_tree.c",
+    "fs/namespace.c",
+    "arch/x86/entry/vdso/vma.c",
 )
 """Compilation units that know the structures of tasks, modules, memory maps and stacks."""
 _T = TypeVar("_T")

@@ -79,7 +79,7 @@ def read_cmdline(space: AddressSpace, saved_command_line: int) -> bytes:
         text = space.read_cstring(pointer, _MAX_CMDLINE)
     except DumpfsError:
         text = space.read_cstring(saved_command_line, _MAX_CMDLINE)
-        if not text.isascii():
+        if not text or any(not 0x20 <= byte < 0x7F for byte in text):
             raise
     return text + b"\n"
 
