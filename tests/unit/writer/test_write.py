@@ -1,0 +1,244 @@
+"""What is written is read back: every codec and form, early ends, and what was lost in the source."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dumpfs.formats import open_image
+from dumpfs.units import PageState
+from dumpfs.writer.bytesink import PlainSink
+from dumpfs.writer.pipeline.run import Hooks, WriteReport, WriteRequest, write_dump
+from dumpfs.writer.rearrange import Rearranger
+from tests.build.kdump import KdumpSpec, build_kdump
+from tests.build.model import Kind, Memory, Page
+
+PAGE = 4096
+CODECS = {"none": 0, "zlib": 1, "lzo": 2, "snappy": 4, "zstd": 0x20}
+each_codec = pytest.mark.parametrize("codec", CODECS)
+
+
+def sample(pages: int = 3000, seed: int = 1) -> Memory:
+    """Memory with text, noise, zero, excluded and absent pages."""
+    rng = random.Random(seed)
+    found: dict[int, Page] = {}
+    for pfn in range(pages):
+        kind = rng.choice(["text", "text", "noise", "zero", "excluded", "absent"])
+        if kind == "text":
+            data = (b"page %d " % pfn * 600)[:PAGE]
+            found[pfn] = Page(data, codec="zlib")
+        elif kind == "noise":
+            found[pfn] = Page(rng.randbytes(PAGE))
+        elif kind == "zero":
+            found[pfn] = Page(bytes(PAGE), codec="zero")
+        elif kind == "excluded":
+            found[pfn] = Page(kind=Kind.EXCLUDED)
+    return Memory(PAGE, pages, found)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Memory, str]:
+    """A dump and its description."""
+    memory = sample()
+    path = tmp_path_factory.mktemp("source") / "dump"
+    path.write_bytes(build_kdump(memory, KdumpSpec()).data)
+    return memory, str(path)
+
+
+def write(source: str, target: Path, **more: object) -> WriteReport:
+    request = WriteRequest(sources=(source,), outputs=(str(target),), threads=2, **more)  # type: ignore[arg-type]
+    return write_dump(request, Hooks())
+
+
+def assert_same(memory: Memory, path: str | Path) -> None:
+    """The dump at `path` gives what the description says."""
+    image = open_image([str(path)])
+    try:
+        last = max(memory.pages) + 1
+        for first in range(0, last, 512):
+            count = min(512, last - first)
+            data, states = image.read_run(first, count)
+            assert (data, states) == memory.run(first, count)
+    finally:
+        image.close()
+
+
+@each_codec
+def test_pages_read_back_as_they_were(source, tmp_path, codec):
+    memory, path = source
+    write(path, tmp_path / "out", codec_flag=CODECS[codec])
+    assert_same(memory, tmp_path / "out")
+
+
+@each_codec
+def test_refiltering_its_own_output_changes_nothing(source, tmp_path, codec):
+    write(source[1], tmp_path / "one", codec_flag=CODECS[codec], level=1)
+    write(str(tmp_path / "one"), tmp_path / "two", codec_flag=CODECS[codec], level=1)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_number_of_processes_does_not_change_the_file(source, tmp_path, threads):
+    write(source[1], tmp_path / "two", codec_flag=1)
+    request = WriteRequest((source[1],), (str(tmp_path / "other"),), codec_flag=1, threads=threads)
+    write_dump(request, Hooks())
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+@pytest.mark.parametrize("elf", [False, True], ids=["kdump", "elf"])
+def test_flattened_stream_rearranges_to_the_plain_file(source, tmp_path, elf):
+    write(source[1], tmp_path / "plain", elf=elf, level=1)
+    write(source[1], tmp_path / "flat", elf=elf, level=1, flatten=True)
+    stream = os.open(tmp_path / "flat", os.O_RDONLY)
+    out = os.open(tmp_path / "back", os.O_RDWR | os.O_CREAT)
+    try:
+        assert Rearranger(stream, "flat", PlainSink(out), str).run().cause == ""
+    finally:
+        os.close(stream)
+        os.close(out)
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_split_set_holds_every_page(source, tmp_path):
+    memory, path = source
+    parts = tuple(str(tmp_path / name) for name in "abc")
+    write_dump(WriteRequest((path,), parts, codec_flag=1, threads=2), Hooks())
+    write_dump(WriteRequest(parts[::-1], (str(tmp_path / "joined"),), codec_flag=None, threads=2), Hooks())
+    assert_same(memory, tmp_path / "joined")
+
+
+def test_elf_holds_the_pages_and_tells_what_was_left_out(source, tmp_path):
+    memory, path = source
+    write(path, tmp_path / "core", elf=True)
+    assert_same(memory, tmp_path / "core")
+
+
+def test_lost_page_never_becomes_zeros(source, tmp_path):
+    memory = source[0]
+    victim = memory.where(Kind.STORED)[40]
+    broken = memory.changed({victim}, Kind.LOST)
+    broken.pages[victim] = Page(kind=Kind.LOST, descriptor=(0, 0, 0))
+    (tmp_path / "source").write_bytes(build_kdump(broken, KdumpSpec()).data)
+    report = write(str(tmp_path / "source"), tmp_path / "out", codec_flag=2, level=1)
+    assert report.totals.lost == 1
+    image = open_image([str(tmp_path / "out")])
+    assert image.read_page(victim)[1] is PageState.LOST
+    image.close()
+
+
+def test_lost_page_is_in_no_segment_of_an_elf(source, tmp_path):
+    memory = source[0]
+    victim = memory.where(Kind.STORED)[40]
+    broken = memory.changed({victim}, Kind.LOST)
+    broken.pages[victim] = Page(kind=Kind.LOST, descriptor=(0, 0, 0))
+    (tmp_path / "source").write_bytes(build_kdump(broken, KdumpSpec()).data)
+    write(str(tmp_path / "source"), tmp_path / "out", elf=True)
+    image = open_image([str(tmp_path / "out")])
+    assert image.read_page(victim)[1] is PageState.ABSENT
+    image.close()
+
+
+def test_corrupt_page_never_becomes_zeros(source, tmp_path):
+    memory = source[0]
+    victim = memory.where(Kind.STORED)[41]
+    memory = memory.changed(set(), Kind.LOST)
+    memory.pages[victim] = Page(kind=Kind.CORRUPT, stored_form=(1, b"not zlib"))
+    (tmp_path / "source").write_bytes(build_kdump(memory, KdumpSpec()).data)
+    write(str(tmp_path / "source"), tmp_path / "out", codec_flag=2)
+    image = open_image([str(tmp_path / "out")])
+    assert image.read_page(victim)[1] is PageState.LOST
+    image.close()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("elf", [False, True], ids=["kdump", "elf"])
+def test_dump_that_met_its_limit_is_flagged_and_readable_and_can_be_resumed(source, tmp_path, share, elf):
+    write(source[1], tmp_path / "whole", codec_flag=0 if elf else 2, elf=elf)
+    whole = (tmp_path / "whole").read_bytes()
+    header = 200_000 if elf else 120_000
+    limit = header + int((len(whole) - header) * share)
+    report = write(source[1], tmp_path / "out", codec_flag=0 if elf else 2, elf=elf, limit=limit)
+    assert report.missing > 0
+    image = open_image([str(tmp_path / "out")])
+    assert not image.meta.complete
+    for first, stop in image.stored.runs():
+        data, states = image.read_run(first, stop - first)
+        assert data == source[0].run(first, stop - first)[0]
+        assert not states.strip(b"\0")
+    image.close()
+    write(source[1], tmp_path / "out", codec_flag=0 if elf else 2, elf=elf, resume=True)
+    assert (tmp_path / "out").read_bytes() == whole
+
+
+def test_existing_file_is_refused_and_untouched(source, tmp_path):
+    from dumpfs.errors import UsageError
+
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(UsageError, match="exists"):
+        write(source[1], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_forced_write_that_fails_leaves_the_old_file(source, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    report = write(source[1], tmp_path / "out", force=True, limit=400_000)
+    assert report.cause
+    assert (tmp_path / "out").read_text() == "precious"
+    assert report.names == [str(tmp_path / "out.partial")]
+
+
+def test_limit_below_the_headers_leaves_nothing(source, tmp_path):
+    from dumpfs.errors import IncompleteDumpError
+
+    with pytest.raises(IncompleteDumpError, match="headers"):
+        write(source[1], tmp_path / "out", limit=5000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stop_request_ends_with_a_readable_part(source, tmp_path):
+    asked = iter([""] * 3)
+    request = WriteRequest((source[1],), (str(tmp_path / "out"),), codec_flag=1, threads=1)
+    report = write_dump(request, Hooks(stop=lambda: next(asked, "enough")))
+    assert report.cause == "enough"
+    image = open_image([str(tmp_path / "out")])
+    assert not image.meta.complete
+    image.close()
+
+
+def test_check_finds_nothing_wrong_with_a_good_dump(source, tmp_path):
+    assert write(source[1], tmp_path / "out", codec_flag=1, check=True).cause == ""
+
+
+def test_level_without_vmcoreinfo_says_so(tmp_path):
+    from dumpfs.errors import VmcoreinfoError
+
+    (tmp_path / "source").write_bytes(build_kdump(sample(100), KdumpSpec(vmcoreinfo=b"")).data)
+    with pytest.raises(VmcoreinfoError) as caught:
+        write(str(tmp_path / "source"), tmp_path / "out", level=31)
+    assert caught.value.hint is not None
+    assert not (tmp_path / "out").exists()
+
+
+def test_incomplete_source_gives_a_flagged_dump(source, tmp_path):
+    whole = Path(source[1]).read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) * 2 // 3])
+    report = write(str(tmp_path / "cut"), tmp_path / "out", codec_flag=1)
+    assert report.source_incomplete
+    image = open_image([str(tmp_path / "out")])
+    before = open_image([str(tmp_path / "cut")])
+    assert not image.meta.complete
+    assert list(image.stored.runs()) == list(before.stored.runs())
+    image.close()
+    before.close()
+
+
+def test_command_line_of_kdump_tools_works(source, tmp_path):
+    line = f"-l --message-level 0 -d 1 {source[1]} {tmp_path / 'vmcore'}".split()
+    done = subprocess.run([sys.executable, "-m", "dumpfs.cli.main", "write", *line], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert_same(source[0], tmp_path / "vmcore")
