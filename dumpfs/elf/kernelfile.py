@@ -1,0 +1,232 @@
+"""Symbol files of a dead kernel, made of what it knew of itself.
+
+Two kinds. The whole one has all functions and variables of the kernel and its modules. The other adds to a real vmlinux
+what that lacks: functions of modules, and where stacks end. Both have call frame information made of ORC tables, or of
+frame pointers where the kernel has no ORC.
+
+User programs' addresses are one function called "<user mode>", which nothing called: a debugger that comes there at the
+end of a stack stops without a word instead of guessing on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+from dumpfs.elf.callframes import Coverage, FrameSection, def_cfa
+from dumpfs.elf.orcframes import CALL, END, OWN_STACK_ENTRIES, SYSTEM_CALL_ENTRIES, orc_coverages
+from dumpfs.elf.pointerframes import pointer_coverages
+from dumpfs.elf.symbolfile import Region, SymbolFile, SymbolTable
+from dumpfs.errors import DumpfsError
+from dumpfs.linux.inspect import Inspector
+from dumpfs.linux.kallsyms import Kallsyms
+from dumpfs.linux.modules import Module, module_symbols
+from dumpfs.linux.records import note_problem
+from dumpfs.linux.frames import Frame
+
+USER_MODE = "<user mode>"
+_USER_START, _USER_STOP = 0x1000, 1 << 55
+"""No 64-bit kernel lets programs have higher addresses, nor the first page."""
+_CODE_LETTERS = frozenset("tTwWiI")
+_MAX_FRAME = 1 << 16
+Rows = Sequence[tuple[int, str, str]]
+
+
+def build_symbol_file(inspector: Inspector, *, whole: bool) -> bytes:
+    """The bytes of an ELF file.
+
+    Args:
+        inspector: of the kernel.
+        whole: whether the kernel's own symbols are wanted, and not only what a vmlinux lacks.
+
+    Raises:
+        DumpfsError: the kernel's symbols cannot be found.
+    """
+    kernel = inspector.kernel
+    modules = _read_modules(inspector)
+    image = _image_regions(inspector)
+    regions = [*_user_region(kernel.word_size), *(image if whole else ()), *_module_regions(modules)]
+    tables = [_table(rows) for _, rows in modules]
+    if kernel.word_size == 8:
+        tables.append(_table([(_USER_START, "T", USER_MODE)]))
+    if whole:
+        tables.insert(0, _kernel_table(inspector.kallsyms))
+    return SymbolFile(
+        kernel.machine,
+        kernel.word_size,
+        kernel.byteorder,
+        bytes.fromhex(kernel.build_id) if whole else b"",
+        _disjoint(regions),
+        tables,
+        _build_frames(inspector, modules),
+    ).build()
+
+
+# -- symbols
+
+
+def _kernel_table(symbols: Kallsyms) -> SymbolTable:
+    _, types, text, starts = symbols.freeze()
+    names = memoryview(starts).cast("I")[: len(symbols)]
+    return SymbolTable(symbols.addresses, types.decode("latin-1"), text.replace(b"\n", b"\0"), names)
+
+
+def _table(rows: Rows) -> SymbolTable:
+    strings = bytearray()
+    names = []
+    for _, _, name in rows:
+        names.append(len(strings))
+        strings += name.encode("utf-8", "surrogateescape") + b"\0"
+    mask = (1 << 64) - 1
+    return SymbolTable([row[0] & mask for row in rows], "".join([row[1] for row in rows]), bytes(strings), names)
+
+
+def _read_modules(inspector: Inspector) -> list[tuple[Module, Rows]]:
+    """The modules with their symbols; what cannot be read is left out and noted."""
+    found: list[tuple[Module, Rows]] = []
+    try:
+        modules = inspector.modules
+    except DumpfsError as exc:
+        note_problem(inspector.problems, f"vmlinux: without modules: {exc}")
+        return found
+    for module in modules:
+        try:
+            rows = module_symbols(inspector.space, inspector.types, module)
+        except DumpfsError as exc:
+            note_problem(inspector.problems, f"vmlinux: without symbols of module {module.name}: {exc}")
+            continue
+        found.append((module, [row for row in rows if module.covers(row[0])]))
+    return found
+
+
+# -- sections
+
+
+def _user_region(word_size: int) -> Iterator[Region]:
+    if word_size == 8:
+        yield Region(".user", _USER_START, _USER_STOP, True)
+
+
+def _image_regions(inspector: Inspector) -> list[Region]:
+    """The kernel image: its code, and what lies between and behind as data."""
+    symbols = inspector.kallsyms
+    code = sorted(inspector.code.ranges)
+    first = min((found for name in ("_text", "_stext") if (found := symbols.address(name))), default=None)
+    stop = symbols.address("_end")
+    text = inspector.kernel.text
+    if stop is None and text is not None:
+        stop = text[0] + text[2]
+    if first is None or stop is None or stop <= first:
+        return [Region(".text", start, end, True) for start, end in code if start < end]
+    regions: list[Region] = []
+    names = iter((".text", ".init.text"))
+    data = iter((".data", ".data.init", ".data.more"))
+    here = first
+    for start, end in code:
+        if not here <= start < end <= stop:
+            continue
+        if start - here < _MAX_FRAME and not regions:
+            start = here  # what lies before _stext is code, too
+        elif here < start:
+            regions.append(Region(next(data), here, start, False))
+        regions.append(Region(next(names), start, end, True))
+        here = end
+    if here < stop:
+        regions.append(Region(".bss", here, stop, False))
+    return regions
+
+
+def _module_regions(modules: Iterable[tuple[Module, Rows]]) -> Iterator[Region]:
+    for module, _ in modules:
+        for start, size in module.ranges:
+            yield Region(f"[{module.name}]", start, start + size, True)
+
+
+def _disjoint(regions: Iterable[Region]) -> list[Region]:
+    """The regions by address, without those that overlap one before."""
+    found: list[Region] = []
+    for region in sorted(regions, key=lambda r: r.start):
+        if region.start < region.stop and (not found or found[-1].stop <= region.start):
+            found.append(region)
+    return found
+
+
+# -- frames
+
+
+def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> bytes:
+    kernel = inspector.kernel
+    section = FrameSection(kernel.word_size, kernel.byteorder)
+    code = inspector.code
+    functions = list(_functions(inspector.kallsyms.addresses, code.ranges))
+    if kernel.machine == "x86_64" and code.has_orc and code.orc_format is not None and code.kernel_orc is not None:
+        decode = code.orc_format.decode
+        ends, own_stacks = (_addresses(inspector, names) for names in (SYSTEM_CALL_ENTRIES, OWN_STACK_ENTRIES))
+        coverages = list(orc_coverages(code.kernel_orc, decode, functions, ends, own_stacks))
+        for module, rows in modules:
+            table = code.module_orc(module)
+            if table is not None:
+                own = _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], _ranges(module))
+                coverages += orc_coverages(table, decode, own)
+        coverages += _learned(inspector, coverages)
+    else:
+        for module, rows in modules:
+            functions += _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], _ranges(module))
+        coverages = list(pointer_coverages(inspector, sorted(functions)))
+    if kernel.machine == "x86_64":
+        coverages.append(Coverage(_USER_START, _USER_STOP, END, ((_USER_START, b""),)))
+    section.add(coverages)
+    return section.build()
+
+
+def _ranges(module: Module) -> tuple[tuple[int, int], ...]:
+    return tuple((start, start + size) for start, size in module.ranges)
+
+
+def _functions(addresses: Iterable[int], ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """[start, stop) of every function: from each address to the next, inside ranges of code."""
+    ordered = sorted(set(addresses))
+    for first, last in sorted(ranges):
+        inside = ordered[bisect_right(ordered, first - 1) : bisect_right(ordered, last - 1)]
+        yield from zip(inside, [*inside[1:], last], strict=False)
+
+
+def _addresses(inspector: Inspector, names: Iterable[str]) -> frozenset[int]:
+    found = (inspector.kallsyms.address(name) for name in names)
+    return frozenset(address for address in found if address is not None)
+
+
+def _learned(inspector: Inspector, known: Sequence[Coverage]) -> Iterator[Coverage]:
+    """FDEs for functions of which ORC says nothing, but through which a processor's stack was walked all the same.
+
+    `__crash_kexec`, in which dumping kernels end, is one: objtool takes it for a function that does not return.
+    """
+    starts = sorted((coverage.start, coverage.stop) for coverage in known)
+    learned: set[int] = set()
+    try:
+        tasks = [task for task in inspector.tasks if task.running]
+    except DumpfsError as exc:
+        note_problem(inspector.problems, f"vmlinux: {exc}")
+        return
+    for task in tasks:
+        try:
+            frames = inspector.stack(task).frames
+        except DumpfsError:
+            continue  # a processor without registers; nothing can be learned of it
+        for frame, caller in zip(frames, frames[1:], strict=False):
+            index = bisect_right(starts, (frame.lookup_pc, 1 << 64)) - 1
+            if index >= 0 and frame.lookup_pc < starts[index][1]:
+                continue
+            coverage = _learn(inspector, frame, caller)
+            if coverage is not None and coverage.start not in learned:
+                learned.add(coverage.start)
+                yield coverage
+
+
+def _learn(inspector: Inspector, frame: Frame, caller: Frame) -> Coverage | None:
+    symbol = inspector.code.lookup(frame.lookup_pc)
+    size = caller.sp - frame.sp
+    if symbol is None or caller.guessed or not 0 < size < _MAX_FRAME:
+        return None
+    start = frame.lookup_pc - symbol.offset
+    return Coverage(start, start + symbol.size, CALL, ((start, def_cfa(7, size)),))

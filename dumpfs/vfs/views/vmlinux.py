@@ -1,0 +1,37 @@
+"""/vmlinux and /gdb/extra.symbols: what gdb needs to know of a kernel, made of the dump alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dumpfs.elf.kernelfile import build_symbol_file
+from dumpfs.vfs.views.inside import InsideBuiltFile
+
+
+@dataclass(slots=True)
+class VmlinuxFile(InsideBuiltFile):
+    """Symbols and unwind information of the kernel and its modules."""
+
+    ABOUT: ClassVar[str] = (
+        "an ELF file with the names of all functions and variables of the kernel and its modules, at the addresses where"
+        " they were, and what it takes to walk stacks: for gdb where there is no debug information. It has the kernel's"
+        " build-id, so `debuginfod-find debuginfo` can fetch the real one by it."
+    )
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        return build_symbol_file(self.inspector, whole=True)
+
+
+@dataclass(slots=True)
+class ExtraSymbolsFile(InsideBuiltFile):
+    """What a vmlinux lacks."""
+
+    ABOUT: ClassVar[str] = (
+        "an ELF file that gdbinit loads beside a real vmlinux: names of modules' functions, and where stacks end."
+    )
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        return build_symbol_file(self.inspector, whole=False)
