@@ -420,7 +420,9 @@ def random_direct() -> Measured:
 
 @bar("flipped-byte", "one flipped byte: that page alone is lost, sizes stay, /status and the log name it once")
 def flipped_byte() -> Measured:
-    source = corpus("tiny/mkd-zstd-d31.kdump")
+    # zlib: the one codec whose pages carry a checksum, so that any flipped byte shows.
+    raw = corpus("tiny/mkd-raw-d31.kdump")
+    source = made("mkd-zlib-d31.kdump", lambda out: [tool("makedumpfile"), "-c", "-d", "31", raw, out])
     broken = workdir() / "flipped.kdump"
     log = workdir() / "flipped.log"
     log.unlink(missing_ok=True)
@@ -430,7 +432,7 @@ def flipped_byte() -> Measured:
         whole = (mount.path / "hmem").read_bytes()
         for pfn in shuffled(names):
             page = mount.path / "pages" / str(pfn)
-            if os.getxattr(page, "user.dumpfs.codec") == b"zstd":
+            if os.getxattr(page, "user.dumpfs.codec") == b"zlib":
                 break
         offset, size = (int(os.getxattr(page, f"user.dumpfs.{n}"), 0) for n in ("offset", "size"))
     data[offset + size // 2] ^= 0x10
@@ -441,9 +443,8 @@ def flipped_byte() -> Measured:
         run("dd", f"if={hmem}", f"of={copy}", "conv=noerror,sync", f"bs={PAGE}", "status=none")
         copied = copy.read_bytes()
         copy.unlink()
-        differ = [
-            i for i in range(len(whole) // PAGE) if copied[i * PAGE : i * PAGE + PAGE] != whole[i * PAGE :][:PAGE]
-        ]
+        starts = range(0, len(whole), PAGE)
+        differ = [i // PAGE for i in starts if copied[i : i + PAGE] != whole[i : i + PAGE]]
         kept = hmem.stat().st_size == len(whole) == len(copied)
         try:
             (mount.path / "pages" / str(pfn)).read_bytes()
