@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from dumpfs.errors import CorruptDumpError, DumpfsError, VmcoreinfoError
+from dumpfs.errors import CorruptDumpError, DumpfsError, ExcludedPageError, VmcoreinfoError
 from dumpfs.linux.kernel import Kernel
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.units import Pfn
@@ -46,6 +46,7 @@ _FLAG_BITS = 6
 """Low bits of section_mem_map that may be flags: three at first, six since 6.x; struct pages are 64-byte aligned."""
 _MAX_ROOTS = 1 << 20
 _MAX_NODES = 1024
+_MIN_PAGE = 4096
 
 
 class MapPiece(NamedTuple):
@@ -135,7 +136,7 @@ class SparseModel:
             return self._space.read_word(self._roots[root] + inside * self._entry_size + self._map_offset)
         table = self._tables.get(root)
         if table is None:
-            table = self._space.read(self._roots[root], self._per_root * self._entry_size)
+            table = _read_table(self._space, self._roots[root], self._per_root * self._entry_size)
             self._tables[root] = table
         offset = inside * self._entry_size + self._map_offset
         return int.from_bytes(table[offset : offset + word], self._space.byteorder)
@@ -245,8 +246,32 @@ def _sparse_model(kernel: Kernel, info: Vmcoreinfo, space: AddressSpace, page_st
 
 def _read_roots(space: AddressSpace, start: int, length: int) -> list[int]:
     word = space.word_size
-    data = space.read(start, length * word)
+    data = _read_table(space, start, length * word)
     return [int.from_bytes(data[i : i + word], space.byteorder) for i in range(0, len(data), word)]
+
+
+def _read_table(space: AddressSpace, vaddr: int, size: int) -> bytes:
+    """A table of which pages may be left out as zero pages, as ELF cores of level 1 do; those are zeros.
+
+    No page of such a table can be left out for another reason: they are the kernel's own.
+    """
+    try:
+        return space.read(vaddr, size)
+    except ExcludedPageError:
+        step = min(_MIN_PAGE - vaddr % _MIN_PAGE, size)
+        if step == size:
+            return bytes(size)
+        return _read_table(space, vaddr, step) + _read_table_rest(space, vaddr + step, size - step)
+
+
+def _read_table_rest(space: AddressSpace, vaddr: int, size: int) -> bytes:
+    pieces = []
+    while size:
+        step = min(_MIN_PAGE - vaddr % _MIN_PAGE, size)
+        pieces.append(_read_table(space, vaddr, step))
+        vaddr += step
+        size -= step
+    return b"".join(pieces)
 
 
 def _leads_somewhere(kernel: Kernel, space: AddressSpace, model: SparseModel, page_struct: int) -> bool:
