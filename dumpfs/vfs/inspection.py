@@ -73,7 +73,8 @@ class Inspection:
         if kernel is None:
             return str(self._dump.kernel_error)
         if kernel.arch is None:
-            return f"machine {kernel.machine or 'unknown'}: kernel memory of this architecture cannot be translated"
+            machine = kernel.machine or kernel.image.meta.machine or "unknown"
+            return f"machine {machine}: kernel memory of this architecture cannot be translated"
         if kernel.space is None and kernel.vmcoreinfo is not None:
             return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
         return None
