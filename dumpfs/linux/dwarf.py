@@ -127,7 +127,7 @@ class DwarfTypes:
         owner = self._find(struct_name)
         bits = width = 0
         for name, index in split_path(path):
-            found = _find_member(_strip(owner), name, 0)
+            found = find_member(_strip(owner), name, 0)
             if found is None:
                 raise MissingTypeError(f"struct {struct_name}", f"has no member {path}")
             die, inside = found
@@ -138,28 +138,28 @@ class DwarfTypes:
                 if owner.tag != "DW_TAG_array_type":
                     raise MissingTypeError(f"struct {struct_name}", f"{path}: {name} is not an array")
                 owner = _strip(owner.get_DIE_from_attribute("DW_AT_type"))
-                bits += 8 * index * _size(owner)
-        return Member(bits // 8, _size(owner), bits % 8 if width else 0, width, _length(owner))
+                bits += 8 * index * byte_size(owner)
+        return Member(bits // 8, byte_size(owner), bits % 8 if width else 0, width, _length(owner))
 
     def enumerators(self, prefix: str) -> Mapping[str, int]:
         """See `TypeInfo.enumerators`: not looked for in DWARF."""
         return {}
 
 
-def _find_member(struct_die: DIE, name: str, depth: int) -> tuple[DIE, int] | None:
+def find_member(struct_die: DIE, name: str, depth: int) -> tuple[DIE, int] | None:
     """(member, bits from the start), in anonymous members too."""
     for die in struct_die.iter_children():
         if die.tag != "DW_TAG_member":
             continue
         bits = 8 * _number(die, "DW_AT_data_member_location") + _number(die, "DW_AT_data_bit_offset")
         if "DW_AT_bit_offset" in die.attributes:  # before DWARF 4: counted from the top of the storage unit
-            unit = 8 * (_number(die, "DW_AT_byte_size") or _size(_strip(die.get_DIE_from_attribute("DW_AT_type"))))
+            unit = 8 * (_number(die, "DW_AT_byte_size") or byte_size(_strip(die.get_DIE_from_attribute("DW_AT_type"))))
             bits += unit - _number(die, "DW_AT_bit_offset") - _number(die, "DW_AT_bit_size")
         found = _text(die, "DW_AT_name")
         if found == name:
             return die, bits
         if not found and depth < _MAX_DEPTH:
-            inner = _find_member(_strip(die.get_DIE_from_attribute("DW_AT_type")), name, depth + 1)
+            inner = find_member(_strip(die.get_DIE_from_attribute("DW_AT_type")), name, depth + 1)
             if inner is not None:
                 return inner[0], bits + inner[1]
     return None
@@ -201,7 +201,7 @@ def _length(die: DIE) -> int:
     return count
 
 
-def _size(die: DIE) -> int:
+def byte_size(die: DIE) -> int:
     """Bytes of a type."""
     count = 1
     for _ in range(_MAX_DEPTH):

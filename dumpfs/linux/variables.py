@@ -110,7 +110,7 @@ def _type(die: DIE) -> DIE | None:
 
 
 def _walk(kind: DIE | None, name: str, vaddr: int, members: list[str], read_word: ReadWord) -> Place:
-    from dumpfs.linux.dwarf import _find_member, _size
+    from dumpfs.linux.dwarf import byte_size, find_member
 
     for member in members:
         while kind is not None and kind.tag == "DW_TAG_pointer_type":
@@ -120,7 +120,7 @@ def _walk(kind: DIE | None, name: str, vaddr: int, members: list[str], read_word
             kind = _type(kind)
         if kind is None or kind.tag not in _STRUCTS:
             raise MissingTypeError(name, f"what should have a member {member} is no structure")
-        found = _find_member(kind, member, 0)
+        found = find_member(kind, member, 0)
         if found is None:
             raise MissingTypeError(name, f"has no member {member}")
         vaddr += found[1] // 8
@@ -128,10 +128,10 @@ def _walk(kind: DIE | None, name: str, vaddr: int, members: list[str], read_word
     if kind is None:
         return Place(vaddr, 0)
     if kind.tag != "DW_TAG_pointer_type":
-        return Place(vaddr, _size(kind))
+        return Place(vaddr, byte_size(kind))
     target = _type(kind)
-    size = _size(kind)
+    size = byte_size(kind)
     if target is None:
         return Place(vaddr, size, is_pointer=True)
-    text = target.tag == "DW_TAG_base_type" and _size(target) == 1
-    return Place(vaddr, size, is_pointer=True, target_size=_size(target), is_string=text)
+    text = target.tag == "DW_TAG_base_type" and byte_size(target) == 1
+    return Place(vaddr, size, is_pointer=True, target_size=byte_size(target), is_string=text)
