@@ -67,7 +67,7 @@ class Types:
         self.origin = info.origin
         self.known: dict[tuple[str, str], Member | None] = {}
         """Answers so far: DWARF is slow to ask."""
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int | None] = {}
 
     def member(self, struct: str, path: str) -> Member:
         """See `TypeInfo.member`."""
@@ -103,9 +103,14 @@ class Types:
 
     def size(self, struct: str) -> int:
         """See `TypeInfo.size`."""
-        size = self.sizes.get(struct)
+        if struct not in self.sizes:
+            try:
+                self.sizes[struct] = self.info.size(struct)
+            except MissingTypeError:
+                self.sizes[struct] = None
+        size = self.sizes[struct]
         if size is None:
-            size = self.sizes[struct] = self.info.size(struct)
+            raise MissingTypeError(f"struct {struct}", f"not in the {self.origin}")
         return size
 
     def enumerators(self, prefix: str) -> Mapping[str, int]:

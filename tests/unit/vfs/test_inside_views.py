@@ -12,8 +12,16 @@ from tests.unit.vfs.fakes import FakeImage, S
 BANNER = b"Linux version 6.1.192-dumpfs-tiny (root@vm) "
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def dump(data):
+    """Opened once: what is found out stays known."""
+    with Dump.open([str(data("mkd-raw-d31.kdump"))]) as dump:
+        yield dump
+
+
+@pytest.fixture
+def fresh(data):
+    """Nothing found out yet."""
     with Dump.open([str(data("mkd-raw-d31.kdump"))]) as dump:
         yield dump
 
@@ -125,23 +133,22 @@ def test_user_page_that_was_left_out_is_an_error_to_open(dump):
         dump.tree.lookup_path("tasks/1/cmdline").check_open()
 
 
-def test_nothing_is_found_out_by_listing_the_root(dump):
-    for _, name, node in dump.tree.root.entries(0):
+def test_nothing_is_found_out_by_listing_the_root(fresh):
+    for _, name, node in fresh.tree.root.entries(0):
         if name in ("kallsyms", "btf", "config", "cmdline", "modules", "version", "cpus", "tasks"):
             assert not node.ready
-    assert not dump.inspection.ready
+    assert not fresh.inspection.ready
 
 
-def test_one_build_prepares_all_small_views(dump, data):
-    with Dump.open([str(data("mkd-raw-d31.kdump"))]) as other:
-        tasks = other.tree.lookup_path("tasks")
-        frozen = tasks.build()
-        waiting = [dump.tree.lookup_path(p) for p in ("tasks", "cpus", "cmdline", "version", "modules")]
-        assert {node.prepared_by().ino for node in waiting} == {tasks.ino}
-        waiting[0].prepared_by().adopt(memoryview(frozen))
-        assert all(node.ready for node in waiting)
-        for path in ("tasks/2/stack", "tasks/2/status", "cpus/1/registers", "modules", "version"):
-            assert read(dump, path) == read(other, path)
+def test_one_build_prepares_all_small_views(fresh, dump):
+    tasks = dump.tree.lookup_path("tasks")
+    frozen = tasks.build()
+    waiting = [fresh.tree.lookup_path(p) for p in ("tasks", "cpus", "cmdline", "version", "modules")]
+    assert {node.prepared_by().ino for node in waiting} == {tasks.ino}
+    waiting[0].prepared_by().adopt(memoryview(frozen))
+    assert all(node.ready for node in waiting)
+    for path in ("tasks/2/stack", "tasks/2/status", "cpus/1/registers", "modules", "version"):
+        assert read(fresh, path) == read(dump, path)
 
 
 def test_kernel_of_an_unknown_machine_has_no_inside():
