@@ -6,16 +6,15 @@ Per page only the codec's call and a slice are Python; zero test, sizes and desc
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dumpfs.codecs.registry import codec
 from dumpfs.structs import Buffer
 from dumpfs.units import PageState, Pfn
 from dumpfs.writer.bitmaps import Flags, runs_of, window
+from dumpfs.writer.packers import packer
 from dumpfs.writer.plan import WritePlan
 
 KIND_DATA, KIND_ZERO, KIND_LOST = 0, 1, 2
@@ -78,11 +77,6 @@ def find_zero_pages(data: Buffer, page_size: int) -> Flags:
     return zero
 
 
-def split_pages(data: bytes, page_size: int) -> list[bytes]:
-    """The pages of `data`."""
-    return [data[i : i + page_size] for i in range(0, len(data), page_size)]
-
-
 class Encoder:
     """Reads and encodes batches of a plan; for one thread."""
 
@@ -90,8 +84,7 @@ class Encoder:
         self._plan = plan
         self._page_size = plan.facts.page_size
         self._flag = plan.codec_flag
-        self._codec = codec(plan.codec_flag) if plan.codec_flag else None
-        self._zero_page = bytes(self._page_size)
+        self._packer = packer(plan.codec_flag) if plan.codec_flag else None
         self._zero_blob: bytes | None = None
 
     def encode(self, first: Pfn, stop: Pfn) -> Encoded:
@@ -110,7 +103,7 @@ class Encoder:
         if self._plan.shares_zero_pages:
             kinds[zero] = KIND_ZERO
             zero = np.zeros(count, dtype=np.bool_)
-        if self._codec is None:
+        if self._packer is None:
             return self._raw(data, kinds)
         return self._compressed(data, kinds, zero)
 
@@ -154,38 +147,42 @@ class Encoder:
 
     def _compressed(self, data: bytes, kinds: U8, zero: Flags) -> Encoded:
         """Compressed where that is shorter; `zero` pages, where not shared, cost one compression for all."""
-        assert self._codec is not None
-        pages: Sequence[bytes] = split_pages(data, self._page_size)
+        assert self._packer is not None
+        page_size = self._page_size
         own = kinds == KIND_DATA
-        if zero.any() or not own.all():
-            return self._compressed_mixed(pages, kinds, own, zero)
-        blobs = self._codec.encode(pages)
-        return self._pack(pages, blobs, kinds)
+        chunks: list[Buffer]
+        if not zero.any():
+            offsets = (np.flatnonzero(own) * page_size).tolist()
+            blob, lengths = self._packer.pack(data, offsets, page_size)
+            sizes = np.zeros(len(kinds), dtype=np.uint32)
+            sizes[own] = lengths
+            chunks = [blob]
+        else:
+            sizes, chunks = self._mixed(data, own, zero)
+        flags = np.where(own & (sizes < page_size), self._flag, 0).astype(np.uint32)
+        return Encoded(sizes, flags, kinds, chunks)
 
-    def _compressed_mixed(self, pages: Sequence[bytes], kinds: U8, own: Flags, zero: Flags) -> Encoded:
-        assert self._codec is not None
-        plain = np.flatnonzero(own & ~zero).tolist()
-        encoded = self._codec.encode([pages[i] for i in plain])
-        blobs = [b""] * len(pages)
-        for i, blob in zip(plain, encoded, strict=True):
-            blobs[i] = blob
+    def _mixed(self, data: bytes, own: Flags, zero: Flags) -> tuple[U32, list[Buffer]]:
+        """Sizes and bytes of a batch with zero pages of their own: runs of either kind in turn."""
+        assert self._packer is not None
+        page_size = self._page_size
         if self._zero_blob is None:
-            self._zero_blob = self._codec.encode([self._zero_page])[0]
-        for i in np.flatnonzero(zero).tolist():
-            blobs[i] = self._zero_blob
-        return self._pack(pages, blobs, kinds)
-
-    def _pack(self, pages: Sequence[bytes], blobs: list[bytes], kinds: U8) -> Encoded:
-        sizes = np.fromiter(map(len, blobs), dtype=np.uint32, count=len(blobs))
-        flags = np.full(len(blobs), self._flag, dtype=np.uint32)
-        too_long = sizes >= self._page_size
-        if too_long.any():
-            for i in np.flatnonzero(too_long).tolist():
-                blobs[i] = pages[i]
-            sizes[too_long] = self._page_size
-            flags[too_long] = 0
-        flags[kinds != KIND_DATA] = 0
-        return Encoded(sizes, flags, kinds, [b"".join(blobs)])
+            self._zero_blob = self._packer.pack(bytes(page_size), [0], page_size)[0]
+        plain = own & ~zero
+        blob, lengths = self._packer.pack(data, (np.flatnonzero(plain) * page_size).tolist(), page_size)
+        sizes = np.zeros(len(own), dtype=np.uint32)
+        sizes[plain] = lengths
+        sizes[zero] = len(self._zero_blob)
+        view = memoryview(blob)
+        chunks: list[Buffer] = []
+        used = position = 0
+        for first, stop in runs_of(zero):
+            size = int(sizes[position:first].sum(dtype=np.int64))
+            chunks += (view[used : used + size], self._zero_blob * (stop - first))
+            used += size
+            position = stop
+        chunks.append(view[used:])
+        return sizes, chunks
 
 
 _GOOD = bytes((PageState.STORED, PageState.PARTIAL))
