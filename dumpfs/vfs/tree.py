@@ -58,6 +58,8 @@ ROWS: tuple[Row, ...] = (
     Row("config", "config:ConfigFile"),
     Row("cpus", "cpus:CpusDir", space=2),
     Row("dmesg", "dmesg:DmesgFile"),
+    Row("gdb/extra.symbols", "vmlinux:ExtraSymbolsFile"),
+    Row("gdbinit", "gdbinit:GdbinitFile"),
     Row("hmem", "hmem:HmemFile"),
     Row("info.json", "info:InfoFile"),
     Row("kallsyms", "kallsyms:KallsymsFile"),
@@ -71,6 +73,7 @@ ROWS: tuple[Row, ...] = (
     Row("vmcore-kern", "vmcore_kern:VmcoreKernFile"),
     Row("vmcore-tasks", "vmcore_tasks:VmcoreTasksFile"),
     Row("vmcoreinfo", "vmcoreinfo:VmcoreinfoFile"),
+    Row("vmlinux", "vmlinux:VmlinuxFile"),
 )
 
 

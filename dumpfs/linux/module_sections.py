@@ -1,0 +1,56 @@
+"""Where the sections of a loaded module lie: what /sys/module/NAME/sections tells, and what a debugger needs.
+
+Sources: Linux kernel/module/sysfs.c (struct module_sect_attrs; since 6.14 its attributes are bin_attributes whose
+private pointer is the address), kernel/module/main.c (module.build_id).
+"""
+
+from __future__ import annotations
+
+from dumpfs.errors import DumpfsError
+from dumpfs.linux.modules import Module
+from dumpfs.linux.records import read_record
+from dumpfs.linux.types import Types
+from dumpfs.memory.virtual import AddressSpace
+
+_MAX_SECTIONS = 1000
+_MAX_NAME = 256
+
+
+def module_sections(space: AddressSpace, types: Types, module: Module) -> dict[str, int]:
+    """Section name to address; empty where this kernel does not keep them.
+
+    Raises:
+        DumpfsError: they cannot be read.
+    """
+    pointer = read_record(space, types, "module", module.vaddr).get("sect_attrs")
+    if not pointer:
+        return {}
+    table = read_record(space, types, "module_sect_attrs", pointer)
+    if types.has("module_sect_attr", "address"):
+        struct, address, paths = "module_sect_attr", "address", ("battr.attr.name", "name")
+    else:
+        struct, address, paths = "bin_attribute", "private", ("attr.name", "name")
+    count = table.get("nsections")
+    if count is not None and not 0 <= count <= _MAX_SECTIONS:
+        raise DumpfsError(f"module {module.name}: {count} sections cannot be")
+    first, size = table.address("attrs"), types.size(struct)
+    sections: dict[str, int] = {}
+    for number in range(_MAX_SECTIONS if count is None else count):
+        record = read_record(space, types, struct, first + number * size)
+        name = record.value(*paths)
+        if not name:
+            break
+        sections[space.read_cstring(name, _MAX_NAME).decode("utf-8", "replace")] = record.value(address)
+    return sections
+
+
+def module_build_id(space: AddressSpace, types: Types, module: Module) -> str:
+    """A module's build-id in lower-case hex; '' where this kernel does not keep it.
+
+    Raises:
+        DumpfsError: it cannot be read.
+    """
+    if not types.has("module", "build_id"):
+        return ""
+    raw = read_record(space, types, "module", module.vaddr).raw("build_id")
+    return raw.hex() if any(raw) else ""

@@ -1,0 +1,150 @@
+"""/gdbinit: a script that makes gdb ready for this dump.
+
+The script is in `dumpfs/vfs/gdb`; what it needs to know of the dump is put into it as JSON. The server does not know
+where it is mounted, so the script finds that out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import ClassVar, TypeVar
+
+from dumpfs import __version__
+from dumpfs.arch.walk import PageTables
+from dumpfs.elf.core_notes import FIRST_MADE_PID
+from dumpfs.errors import DumpfsError
+from dumpfs.linux.inspect import Inspector
+from dumpfs.linux.module_sections import module_build_id, module_sections
+from dumpfs.linux.modules import Module
+from dumpfs.linux.tasks import Task
+from dumpfs.vfs.views.inside import InsideFile
+
+_ARCHITECTURES: Mapping[str, str] = {
+    "x86_64": "i386:x86-64",
+    "i686": "i386",
+    "aarch64": "aarch64",
+    "arm": "arm",
+    "ppc64": "powerpc:common64",
+    "s390x": "s390:64-bit",
+    "riscv64": "riscv:rv64",
+}
+"""uname -m to gdb's name."""
+_LANDMARKS = ("_stext", "_text", "linux_banner", "init_task")
+"""Symbols by which to tell how far a vmlinux lies from where the kernel ran, surest first."""
+_NO_CPU = 0xFFFFFFFF
+_EXAMPLE = "/mnt"
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class GdbinitFile(InsideFile):
+    """The script with the facts of this dump."""
+
+    ABOUT: ClassVar[str] = (
+        "makes gdb ready for this dump: `gdb -x gdbinit [VMLINUX]` loads the symbols where the kernel ran (without"
+        " VMLINUX the file vmlinux), then vmcore-tasks, and adds commands: `help dumpfs` lists them."
+    )
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        return render_gdbinit(self.inspector)
+
+
+def render_gdbinit(inspector: Inspector) -> bytes:
+    """The text of the script."""
+    kernel = inspector.kernel
+    folder = files("dumpfs.vfs") / "gdb"
+    facts = json.dumps(collect_facts(inspector), separators=(",", ":"))
+    values = {
+        "EXAMPLE": _EXAMPLE,
+        "VERSION": __version__,
+        "RELEASE": _printable(kernel.release) or "unknown version",
+        "OFFSET": hex(kernel.kaslr_offset or 0),
+        "FACTS": repr(facts),
+        "SUPPORT": (folder / "support.py.in").read_text(encoding="utf-8").rstrip("\n"),
+    }
+    text = (folder / "gdbinit.in").read_text(encoding="utf-8")
+    # In one pass: a dump may have a task called "@SUPPORT@".
+    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text).encode()
+
+
+def _printable(text: str) -> str:
+    """A text from the dump, fit for a comment of one line."""
+    return "".join(c for c in text if c.isascii() and c.isprintable())
+
+
+def collect_facts(inspector: Inspector) -> dict[str, object]:
+    """What the script knows of the dump, as JSON types; what cannot be found out is empty."""
+    kernel = inspector.kernel
+    tasks: Sequence[Task] = _or(lambda: inspector.tasks, ())
+    return {
+        "release": kernel.release,
+        "build_id": kernel.build_id,
+        "architecture": _ARCHITECTURES.get(kernel.machine),
+        "landmarks": [[name, address] for name in _LANDMARKS if (address := _symbol(inspector, name)) is not None],
+        "page_size": kernel.page_size,
+        "linear": [[rule.vaddr, rule.size, rule.paddr] for rule in kernel.space.linear] if kernel.space else [],
+        "page_tables": _page_tables(inspector),
+        "made_pid": FIRST_MADE_PID,
+        "tasks": [[thread_number(task), task.comm, task.state, task.cpu] for task in tasks],
+        "panic_thread": _panic_thread(inspector, tasks),
+        "modules": _modules(inspector),
+    }
+
+
+def thread_number(task: Task) -> int:
+    """pr_pid of a task in /vmcore-tasks; idle tasks, all with pid 0, have one by their processor."""
+    return task.pid or FIRST_MADE_PID + task.cpu
+
+
+def _or(find: Callable[[], _T], otherwise: _T) -> _T:
+    """What `find` returns, or `otherwise` where the dump does not tell; the file has its uses all the same."""
+    try:
+        return find()
+    except DumpfsError:
+        return otherwise
+
+
+def _symbol(inspector: Inspector, name: str) -> int | None:
+    return _or(lambda: inspector.find_symbol(name), None)
+
+
+def _page_tables(inspector: Inspector) -> list[object] | None:
+    """Root, base of the address range, and the levels, as `arch.walk.PageTables` has them."""
+    space = inspector.kernel.space
+    if space is None or not isinstance(space.tables, PageTables):
+        return None
+    tables = space.tables
+    return [tables.root, tables.first, tables.byteorder, [list(level) for level in tables.levels]]
+
+
+def _panic_thread(inspector: Inspector, tasks: Sequence[Task]) -> int | None:
+    """Number of the thread that panicked, by the processor that the kernel remembers."""
+    for name in ("panic_cpu", "crashing_cpu"):
+        address = _symbol(inspector, name)
+        if address is None:
+            continue
+        cpu = _or(lambda vaddr=address: inspector.space.read_u32(vaddr), _NO_CPU)  # type: ignore[misc]
+        found = next((task for task in tasks if task.running and task.cpu == cpu), None)
+        if found is not None:
+            return thread_number(found)
+    return None
+
+
+def _modules(inspector: Inspector) -> list[list[object]]:
+    rows: list[list[object]] = []
+    modules: Sequence[Module] = _or(lambda: inspector.modules, ())
+    for module in modules:
+        space, types = inspector.space, inspector.types
+        build_id, sections = "", {}
+        try:
+            build_id = module_build_id(space, types, module)
+            sections = module_sections(space, types, module)
+        except DumpfsError:
+            pass  # the base will do for functions
+        rows.append([module.name, module.base, module.size, build_id, sorted(sections.items())])
+    return rows
