@@ -51,6 +51,7 @@ def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None
     put("tasks", lambda: ([astuple(task) for task in inspector.tasks], ()))
     put("modules", lambda: ([astuple(module) for module in inspector.modules], ()))
     put("cpus", lambda: (inspector.cpus, ()))
+    put("banner", lambda: (None, (inspector.banner,)))
     if warm is not None:
         warm(inspector)
     put("types", lambda: _freeze_types(inspector.types))
@@ -96,6 +97,7 @@ def thaw(inspector: Inspector, data: bytes | memoryview) -> None:
         "tasks": lambda rows, _: tuple(Task(*row) for row in rows),
         "modules": lambda rows, _: tuple(_thaw_module(row) for row in rows),
         "cpus": lambda numbers, _: tuple(numbers),
+        "banner": lambda _, pieces: pieces[0],
         "types": lambda value, pieces: _thaw_types(inspector, value, pieces),
         "orc": lambda _, pieces: OrcTable.thaw(pieces),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from itertools import islice
 
 from dumpfs.errors import CorruptDumpError, DumpfsError, ViewError
 from dumpfs.linux.records import find_bytes, read_pieces
@@ -18,6 +19,7 @@ MAX_CONFIG = 16 << 20
 _MAX_PACKED = 4 << 20
 _MAX_CMDLINE = 1 << 16
 _MAX_BANNER = 4096
+_MAX_BANNERS = 16
 _START = b"IKCFG_ST"
 _GZIP = b"\x1f\x8b\x08"
 
@@ -95,3 +97,28 @@ def read_version(space: AddressSpace, linux_banner: int) -> bytes:
     if not text.startswith(b"Linux version "):
         raise CorruptDumpError("version", f"no banner at {linux_banner:#x}")
     return text.rstrip(b"\n") + b"\n"
+
+
+def find_version(space: AddressSpace, ranges: Iterable[tuple[int, int]], release: str) -> bytes:
+    """The line of /proc/version, searched for in the kernel image.
+
+    The image may hold two: the linker's weak one lacks number and time of the build, and so is the shorter.
+
+    Args:
+        space: kernel memory.
+        ranges: (address, bytes) of the kernel image's parts.
+        release: `uname -r`; a banner of another release is some program's.
+
+    Raises:
+        ViewError: there is none.
+    """
+    best = b""
+    if release:
+        for start, size in ranges:
+            for vaddr in islice(find_bytes(space, start, size, f"Linux version {release} (".encode()), _MAX_BANNERS):
+                text = read_version(space, vaddr).split(b"\n", 1)[0]  # the kernel's log begins with it, too
+                if len(text) > len(best) and text.isascii():
+                    best = text
+    if not best:
+        raise ViewError("no banner of the kernel was found in its image")
+    return best + b"\n"

@@ -13,7 +13,7 @@ from dumpfs.linux.btf import MAX_BTF, Btf
 from dumpfs.linux.code import KernelCode
 from dumpfs.linux.debugfile import DebugFile
 from dumpfs.linux.frames import Stack
-from dumpfs.linux.ikconfig import read_config
+from dumpfs.linux.ikconfig import find_version, read_config, read_version
 from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinfo
 from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import Kernel
@@ -21,6 +21,7 @@ from dumpfs.linux.modules import Module, read_modules
 from dumpfs.linux.records import note_problem
 from dumpfs.linux.tasks import Task, TaskReader, processes, read_tasks, saved_registers
 from dumpfs.linux.types import Types
+from dumpfs.linux.unnamed import find_btf, find_init_task
 from dumpfs.linux.unwind import StackReader
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import NT_PRSTATUS
@@ -142,8 +143,22 @@ class Inspector:
         """Like `find_symbol`; ViewError when there is none."""
         found = self.find_symbol(name)
         if found is None:
-            raise ViewError(f"the kernel has no symbol {name}")
+            raise ViewError(f"the kernel's table has no symbol {name}", hint="-o vmlinux=FILE supplies symbols")
         return found
+
+    @property
+    def banner(self) -> bytes:
+        """The line of /proc/version: at its symbol, else where the kernel image holds one of this release."""
+        return self._once("banner", self._find_banner)
+
+    def _find_banner(self) -> bytes:
+        try:
+            symbol = self.find_symbol("linux_banner")
+        except DumpfsError:
+            symbol = None
+        if symbol is not None:
+            return read_version(self.space, symbol)
+        return find_version(self.space, self.image_ranges, self.kernel.release)
 
     def read_config(self) -> bytes:
         """The kernel's configuration; errors as `ikconfig.read_config`."""
@@ -182,7 +197,7 @@ class Inspector:
         """The raw BTF of the kernel itself, as /sys/kernel/btf/vmlinux has it."""
         start, stop = self.find_symbol("__start_BTF"), self.find_symbol("__stop_BTF")
         if start is None or stop is None:
-            raise ViewError("the kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)")
+            return self._once("btf", lambda: find_btf(self.space, self.image_ranges))
         if not 0 < stop - start <= MAX_BTF:
             raise ViewError(f"BTF of {stop - start} bytes cannot be")
         return self.space.read(start, stop - start)
@@ -213,6 +228,7 @@ class Inspector:
     def _read_cpus(self) -> tuple[int, ...]:
         mask = self.find_symbol("__cpu_present_mask") or self.find_symbol("cpu_present_bits")
         if mask is None or self.find_symbol("__per_cpu_offset") is None:
+            self.symbol("init_task")  # without data in the table (CONFIG_KALLSYMS_ALL) nothing can be concluded
             return (0,)  # built for one processor
         number = self.find_symbol("nr_cpu_ids")
         count = self.space.read_u32(number) if number is not None else len(self._notes()) or 1
@@ -286,14 +302,17 @@ class Inspector:
         return self._once("tasks", self._read_tasks)
 
     def _read_tasks(self) -> tuple[Task, ...]:
-        init_task = self.symbol("init_task")
+        init_task = self.find_symbol("init_task")
+        if init_task is None:
+            init_task = find_init_task(self.space, self.types, self.image_ranges)
         idle: dict[int, int] = {}
         running: dict[int, int] = {}
         try:
             idle = self._of_runqueue("idle")
             running = {vaddr: cpu for cpu, vaddr in self._of_runqueue("curr").items()}
         except DumpfsError as exc:
-            note_problem(self.problems, f"idle and running tasks: {exc}")
+            note_problem(self.problems, f"idle tasks of all processors but the first: {exc}")
+            return read_tasks(self.task_reader, init_task, idle, None)
         return read_tasks(self.task_reader, init_task, idle, running)
 
     @property

@@ -113,12 +113,12 @@ class TaskReader:
         """The whole task_struct at `vaddr`; errors as `read_record`."""
         return read_record(self.space, self.types, "task_struct", vaddr, size=self.size)
 
-    def read(self, vaddr: int, running: Mapping[int, int], idle_cpu: int | None = None) -> Task:
+    def read(self, vaddr: int, running: Mapping[int, int] | None, idle_cpu: int | None = None) -> Task:
         """The task at `vaddr`.
 
         Args:
             vaddr: of its task_struct.
-            running: task_struct address to processor, of what each processor ran.
+            running: task_struct address to processor, of what each processor ran; None takes the task's own word.
             idle_cpu: the processor that it is the idle task of.
 
         Raises:
@@ -128,8 +128,12 @@ class TaskReader:
         pid, tgid = record.value("pid"), record.value("tgid")
         if pid > PID_MAX_LIMIT or tgid > PID_MAX_LIMIT:
             raise DumpfsError(f"no task at {vaddr:#x}: its pid would be {pid}")
-        cpu = running.get(vaddr)
-        last = record.get("thread_info.cpu", "recent_used_cpu", "cpu") if cpu is None else cpu
+        last = record.get("thread_info.cpu", "cpu", "recent_used_cpu")
+        if running is not None:
+            cpu = running.get(vaddr)
+        else:
+            cpu = last if record.get("on_cpu") else None
+        last = last if cpu is None else cpu
         if idle_cpu is not None:
             last = idle_cpu
         return Task(
@@ -205,7 +209,7 @@ class TaskReader:
 
 
 def read_tasks(
-    reader: TaskReader, init_task: int, idle: Mapping[int, int], running: Mapping[int, int]
+    reader: TaskReader, init_task: int, idle: Mapping[int, int], running: Mapping[int, int] | None
 ) -> tuple[Task, ...]:
     """All tasks: idle ones by processor, then the processes in the kernel's order, each with its threads.
 
@@ -213,7 +217,7 @@ def read_tasks(
         reader: of this kernel.
         init_task: address of the first processor's idle task.
         idle: processor to address of its idle task.
-        running: address of a task to the processor it was on.
+        running: address of a task to the processor it was on; None when that is unknown.
 
     Raises:
         MissingTypeError: task_struct is not known.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dumpfs.linux.ikconfig import read_version
 from dumpfs.vfs.views.inside import InsideFile
 
 
@@ -17,4 +16,4 @@ class VersionFile(InsideFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
-        return read_version(self.inspector.space, self.inspector.symbol("linux_banner"))
+        return self.inspector.banner

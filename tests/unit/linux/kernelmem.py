@@ -61,6 +61,7 @@ class Memory:
         ring = [head, *nodes, head]
         for here, there in pairwise(ring):
             self.put(here, there)
+            self.put(there + self.word, here)
 
 
 def make_types(structs: dict[str, tuple[int, dict[str, tuple[int, int]]]], byteorder: str = "little") -> Types:

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from dumpfs.errors import CorruptDumpError, DumpfsError, ViewError
-from dumpfs.linux.ikconfig import read_cmdline, read_config, read_version
+from dumpfs.linux.ikconfig import find_version, read_cmdline, read_config, read_version
 from dumpfs.linux.records import find_bytes, read_pieces
 from tests.unit.linux.kernelmem import Memory
 
@@ -127,3 +127,21 @@ def test_bytes_across_pieces_are_found():
     memory.write(BASE, bytes(0x20000))
     memory.write(BASE + 0xFFFE, b"abcd")
     assert list(find_bytes(memory.space, BASE, 0x20000, b"abcd")) == [BASE + 0xFFFE]
+
+
+def test_banner_of_the_release_is_searched_for():
+    memory = Memory()
+    memory.write(BASE, bytes(0x4000))
+    memory.write(BASE + 0x100, b"Linux version 6.1 (a@b) (gcc) # SMP \n\0")
+    memory.write(BASE + 0x200, b"Linux version 5.9 (a@b) (gcc) #1 SMP of some program, longer than all others\n\0")
+    memory.write(BASE + 0xFFF, b"Linux version 6.1 (a@b) (gcc) #1 SMP today\n\0")
+    found = find_version(memory.space, [(BASE, 0x4000)], "6.1")
+    assert found == b"Linux version 6.1 (a@b) (gcc) #1 SMP today\n"
+
+
+@pytest.mark.parametrize("release", ["", "6.1"])
+def test_image_without_a_banner_says_so(release):
+    memory = Memory()
+    memory.write(BASE, bytes(0x1000))
+    with pytest.raises(ViewError, match="no banner"):
+        find_version(memory.space, [(BASE, 0x1000)], release)

@@ -228,3 +228,24 @@ def test_vmlinux_serves_where_the_dump_has_no_tables(sample, corpus):
     assert [len(inspector.stack(t).frames) for t in inspector.tasks] == [
         len(sample.stack(t).frames) for t in sample.tasks
     ]
+
+
+@pytest.fixture
+def arm64(corpus):
+    """A kernel whose table names functions only."""
+    return open_inspector(corpus("foreign/arm64/arm64.kdump-zlib"))
+
+
+def test_tasks_of_a_kernel_without_names_for_data(arm64, corpus):
+    lines = corpus("foreign/arm64/truth/ps.txt").read_text().splitlines()[1:]
+    seen = {int(line.split()[0]) for line in lines if line.split()[0].isdigit() and not line.endswith("ps")}
+    assert len(seen - {task.pid for task in arm64.tasks}) <= 2, "what ran when ps did may be gone"
+    assert arm64.banner.decode() == corpus("foreign/arm64/truth/version.txt").read_text()
+
+
+def test_arm64_stacks_end_where_the_kernel_is_entered(arm64):
+    last = re.compile(r"ret_from_fork|el[01]t_64_\w+|__primary_switched|__secondary_switched")
+    for task in arm64.tasks:
+        stack = arm64.stack(task)
+        assert (stack.unwinder, stack.end) == ("frame pointers", "")
+        assert last.fullmatch(arm64.code.lookup(stack.frames[-1].lookup_pc).name), task
