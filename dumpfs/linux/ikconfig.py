@@ -116,9 +116,10 @@ def find_version(space: AddressSpace, ranges: Iterable[tuple[int, int]], release
     if release:
         for start, size in ranges:
             for vaddr in islice(find_bytes(space, start, size, f"Linux version {release} (".encode()), _MAX_BANNERS):
-                text = read_version(space, vaddr).split(b"\n", 1)[0]  # the kernel's log begins with it, too
-                if len(text) > len(best) and text.isascii():
+                text = space.read_cstring(vaddr, _MAX_BANNER)
+                whole = text.endswith(b"\n") and text.count(b"\n") == 1  # not so the copy in the kernel's log
+                if whole and len(text) > len(best) and text.isascii():
                     best = text
     if not best:
         raise ViewError("no banner of the kernel was found in its image")
-    return best + b"\n"
+    return best
