@@ -6,6 +6,7 @@ init/version.c.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable
 from itertools import islice
@@ -102,7 +103,7 @@ def read_version(space: AddressSpace, linux_banner: int) -> bytes:
 def find_version(space: AddressSpace, ranges: Iterable[tuple[int, int]], release: str) -> bytes:
     """The line of /proc/version, searched for in the kernel image.
 
-    The image may hold two: the linker's weak one lacks number and time of the build, and so is the shorter.
+    The first with the build's number is it: the linker's weak one lacks that, and the log's buffer lies behind.
 
     Args:
         space: kernel memory.
@@ -117,9 +118,11 @@ def find_version(space: AddressSpace, ranges: Iterable[tuple[int, int]], release
         for start, size in ranges:
             for vaddr in islice(find_bytes(space, start, size, f"Linux version {release} (".encode()), _MAX_BANNERS):
                 text = space.read_cstring(vaddr, _MAX_BANNER)
-                whole = text.endswith(b"\n") and text.count(b"\n") == 1  # not so the copy in the kernel's log
-                if whole and len(text) > len(best) and text.isascii():
-                    best = text
+                if not text.endswith(b"\n") or text.count(b"\n") != 1 or not text.isascii():
+                    continue
+                if re.search(rb" #\d", text):
+                    return text
+                best = best or text
     if not best:
         raise ViewError("no banner of the kernel was found in its image")
     return best
