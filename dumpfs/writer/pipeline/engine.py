@@ -280,11 +280,19 @@ def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncod
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the parent has gone or has hung up
     except OSError as exc:
-        connection.send(("refused", -1, exc.errno or 0, exc.strerror or str(exc)))
+        _complain(connection, ("refused", -1, exc.errno or 0, exc.strerror or str(exc)))
     except DumpfsError as exc:
-        connection.send(("failed", -1, exc))
+        _complain(connection, ("failed", -1, exc))
     except Exception:  # noqa: BLE001 - a bug: the parent must hear of it, with the traceback
-        connection.send(("failed", -1, traceback.format_exc()))
+        _complain(connection, ("failed", -1, traceback.format_exc()))
+
+
+def _complain(connection: Connection, message: tuple[object, ...]) -> None:
+    """Tell the parent, which may have hung up because another worker met the same."""
+    try:
+        connection.send(message)
+    except OSError:
+        os._exit(0)
 
 
 def _write(out: ByteSink, chunks: list[Buffer], pieces: list[Piece]) -> None:

@@ -242,3 +242,25 @@ def test_command_line_of_kdump_tools_works(source, tmp_path):
     done = subprocess.run([sys.executable, "-m", "dumpfs.cli.main", "write", *line], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert_same(source[0], tmp_path / "vmcore")
+
+
+def test_killed_writer_leaves_a_readable_part_that_can_be_resumed(source, tmp_path):
+    """SIGKILL as soon as the file is there: what is left is flagged, and resuming gives the very same dump."""
+    import signal
+    import time
+
+    write(source[1], tmp_path / "whole", codec_flag=1)
+    partial = tmp_path / "out.partial"
+    command = [sys.executable, "-m", "dumpfs.cli.main", "write", "--message-level", "0", "-c", source[1]]
+    child = subprocess.Popen([*command, str(tmp_path / "out")])
+    deadline = time.monotonic() + 30
+    while child.poll() is None and not (partial.exists() and partial.stat().st_size > 200_000):
+        assert time.monotonic() < deadline
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    if partial.exists():
+        image = open_image([str(partial)])
+        assert not image.meta.complete
+        image.close()
+        subprocess.run([*command, "--resume", str(tmp_path / "out")], check=True)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
