@@ -325,8 +325,8 @@ def _search(kernel: Kernel) -> Kernel:
     """`kernel` with the VMCOREINFO that memory holds; itself, with a problem more, when it holds none.
 
     The right text is the one that fits the memory it is in: the kernel it describes has the release it names, and
-    lies where a processor's page tables have the kernel. A capture kernel's own, an old copy and a page cached from
-    a file fail one or the other.
+    lies where a processor's page tables have the kernel; an old copy and a page cached from a file fail one or the
+    other. When a capture kernel runs, both kernels' fit, and the one that was handed over to it is wanted.
     """
     from dumpfs.linux.vmcoreinfo_scan import MAX_SCAN
 
@@ -335,7 +335,8 @@ def _search(kernel: Kernel) -> Kernel:
         found = _try(kernel, candidate)
         fits = found.vmcoreinfo is not None and read_uts(found.space, found.vmcoreinfo) is not None
         fits = fits and found.uts.release == found.release
-        if fits and kernel.phys_base is not None and kernel.phys_base == found.phys_base:
+        is_running = kernel.phys_base is not None and kernel.phys_base == found.phys_base
+        if fits and (candidate.handed_over or is_running):
             return found
         rank = (fits, *candidate.rank)
         if best is None or rank > best[0]:
@@ -353,15 +354,17 @@ def _search(kernel: Kernel) -> Kernel:
 
 def _try(kernel: Kernel, candidate: Candidate) -> Kernel:
     draft = _Draft(kernel.image, kernel.options, kernel.phys.cache, kernel.notes)
-    draft.set_info(candidate.text, f"a search of memory, found at physical {candidate.paddr:#x}")
+    how = "what was handed to the capture kernel" if candidate.handed_over else "a search of memory"
+    draft.set_info(candidate.text, f"{how}, found at physical {candidate.paddr:#x}")
     return draft.build()
 
 
 def _candidates(kernel: Kernel) -> Iterator[Candidate]:
     """Texts in memory, the quick way first."""
-    from dumpfs.linux.vmcoreinfo_scan import follow_pointers, scan_memory
+    from dumpfs.linux.vmcoreinfo_scan import find_pointers, follow_pointers, scan_memory
 
     if kernel.text is not None and kernel.page_offset is not None and kernel.word_size == 8:
         _, paddr, size = kernel.text
-        yield from follow_pointers(kernel.phys, paddr, size, kernel.page_offset, kernel.byteorder)
+        pointers = find_pointers(kernel.phys, paddr, size, kernel.page_offset, kernel.byteorder)
+        yield from follow_pointers(kernel.phys, pointers)
     yield from scan_memory(kernel.image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,11 @@ from dumpfs.formats.base import DumpMeta
 from dumpfs.linux.kernel import find_kernel
 from dumpfs.linux.machine import find_machine, find_page_size, normalize_machine
 from dumpfs.linux.printk import render_dmesg
-from dumpfs.linux.vmcoreinfo_scan import follow_pointers, scan_memory
+from dumpfs.linux.vmcoreinfo_scan import find_pointers, follow_pointers, scan_memory
 from dumpfs.linux.vmlinux import has_log, read_vmlinux, relocate
 from dumpfs.notes import Note, build_note
 from dumpfs.vmcoreinfo import Vmcoreinfo
-from tests.unit.arch.test_layout import DIRECT, IMAGE, MB, X86, arm64, render
+from tests.unit.arch.test_layout import DIRECT, IMAGE, MB, TEXT, X86, arm64, render
 from tests.unit.linux.guest import PAGE, Guest
 
 META = DumpMeta(format="kdump", block_size=PAGE, max_pfn=0, byteorder="little", word_size=8)
@@ -138,7 +139,8 @@ def test_a_search_follows_the_kernel_images_pointers():
     x86.guest.put(0x3A0000, x86.info())
     x86.guest.put(IMAGE + 0x9008, DIRECT + 0x3A0000)
     kernel = x86.kernel()
-    found = [c.paddr for c in follow_pointers(kernel.phys, IMAGE, MB, DIRECT, "little")]
+    pointers = find_pointers(kernel.phys, IMAGE, MB, DIRECT, "little")
+    found = [c.paddr for c in follow_pointers(kernel.phys, pointers)]
     assert found == [0x3A0000]
     deep = kernel.deep
     assert deep is kernel.deep
@@ -164,6 +166,57 @@ def test_a_search_takes_the_text_that_fits_the_memory_it_is_in():
     deep = x86.kernel().deep
     assert deep.release == "6.1.0-test"
     assert deep.problems == ()
+
+
+class TwoKernels:
+    """A crashed kernel, and the capture kernel that runs since, in one memory."""
+
+    NOTE, HEADER = 0x60000, 0x70000
+
+    def __init__(self) -> None:
+        self.crashed = X86()
+        self.capture = X86(physical=0x200000, text=TEXT + 0x6000000)
+        self.guest = self.crashed.guest
+        self.guest.put(0x200000, bytes(self.capture.guest.memory[0x200000:0x300000]))
+        self.capture.guest = self.guest
+        self.capture.cr3_note(self.capture.root)
+        self.guest.put(self.NOTE, build_note(b"VMCOREINFO", 0, self.crashed.info(CRASHTIME=1700000000), "little"))
+        self.guest.put(0x50000, self.capture.info(OSRELEASE="6.1.0-test"))
+        self.guest.put(0x200000 + 0x9008, DIRECT + 0x50000)
+
+    def hand_over(self, notes: int) -> None:
+        """The ELF header that the crashed kernel left, with its address in the capture kernel's image."""
+        ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
+        header = ident + struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+        load = struct.pack("<IIQQQQQQ", 1, 7, 0, TEXT, IMAGE, MB, MB, 0)
+        note = struct.pack("<IIQQQQQQ", 4, 0, notes, 0, 0, 0x1000, 0x1000, 0)
+        self.guest.put(self.HEADER, header + load + note)
+        self.guest.put(0x200000 + 0x9100, self.HEADER)
+
+
+def test_a_search_prefers_the_crashed_kernel_to_the_capture_kernel():
+    two = TwoKernels()
+    two.hand_over(two.NOTE)
+    kernel = two.capture.kernel()
+    assert kernel.phys_base == two.capture.phys_base
+    deep = kernel.deep
+    assert deep.phys_base == two.crashed.phys_base
+    assert deep.kaslr_offset == TEXT - 0xFFFFFFFF81000000
+    assert deep.crash_time == 1700000000
+    assert deep.problems == ()
+    assert deep.origins["vmcoreinfo"].startswith("what was handed to the capture kernel, found at physical 0x600")
+
+
+def test_a_running_kernel_that_was_handed_nothing_is_the_one():
+    two = TwoKernels()
+    assert two.capture.kernel().deep.phys_base == two.capture.phys_base
+
+
+@pytest.mark.parametrize("notes", [0x3FFFFF, 1 << 50, 0x50000])
+def test_a_header_that_leads_nowhere_is_passed_over(notes: int):
+    two = TwoKernels()
+    two.hand_over(notes)
+    assert two.capture.kernel().deep.phys_base == two.capture.phys_base
 
 
 def test_a_search_that_finds_nothing_says_so():
