@@ -106,6 +106,12 @@ class KernelCode:
     # -- unwinding
 
     @property
+    def _format(self) -> OrcFormat | None:
+        if not self._formats:
+            self._formats.append(_try(self._facts, "ORC", lambda: OrcFormat(self._facts.types)))
+        return self._formats[0]
+
+    @property
     def has_orc(self) -> bool:
         """Whether the kernel has ORC tables that can be read."""
         return self.orc_format is not None and self.kernel_orc is not None

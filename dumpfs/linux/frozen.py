@@ -55,7 +55,8 @@ def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None
     if warm is not None:
         warm(inspector)
     put("types", lambda: _freeze_types(inspector.types))
-    put("orc", lambda: (None, _freeze_orc(inspector)))
+    if inspector.kernel.machine == "x86_64":
+        put("orc", lambda: (None, _freeze_orc(inspector)))
     info = inspector.kernel.vmcoreinfo
     header["vmcoreinfo"] = None if info is None else info.raw.decode("latin-1")
     header["problems"] = inspector.problems
@@ -102,7 +103,9 @@ def thaw(inspector: Inspector, data: bytes | memoryview) -> None:
         "orc": lambda _, pieces: OrcTable.thaw(pieces),
     }
     for name, make in makers.items():
-        entry = header[name]
+        entry = header.get(name)
+        if entry is None:
+            continue  # no such thing on this architecture
         if "error" in entry:
             inspector.know(name, ViewError(entry["error"], hint=entry["hint"]))
         else:

@@ -372,7 +372,8 @@ class Inspector:
             types = None
         code = self.code
         machine = self.kernel.machine
-        return StackReader(self.space, types, code, machine, code.has_orc, (mask or 0) & (1 << 64) - 1)
+        orc = machine == "x86_64" and code.has_orc
+        return StackReader(self.space, types, code, machine, orc, (mask or 0) & (1 << 64) - 1)
 
     @property
     def stack_size(self) -> int:
