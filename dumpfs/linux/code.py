@@ -61,8 +61,7 @@ class KernelCode:
         self._orcs: dict[int, OrcTable | None] = {}
         if orc is not None:
             self._orcs[0] = orc if isinstance(orc, OrcTable) else None
-        self.orc_format = _try(facts, "ORC", lambda: OrcFormat(facts.types))
-        """What makes sense of the entries of all tables."""
+        self._formats: list[OrcFormat | None] = []
 
     # -- symbols
 
@@ -106,7 +105,8 @@ class KernelCode:
     # -- unwinding
 
     @property
-    def _format(self) -> OrcFormat | None:
+    def orc_format(self) -> OrcFormat | None:
+        """What makes sense of the entries of all tables; None when that is unknown."""
         if not self._formats:
             self._formats.append(_try(self._facts, "ORC", lambda: OrcFormat(self._facts.types)))
         return self._formats[0]
