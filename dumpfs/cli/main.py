@@ -1,8 +1,8 @@
 """The `dumpfs` command: picks a verb, runs it, and turns failures into one line and an exit code.
 
 A verb is one module and one line in `VERBS`. The module has `add_arguments(parser)` and `run(args) -> int`, and may
-have `DESCRIPTION` and `EPILOG` texts for `--help`. It is imported when picked, so `dumpfs --help` loads neither
-pyfuse3 nor a codec.
+have `DESCRIPTION` and `EPILOG` texts for `--help`, and `INTERMIXED` true where options may stand between file names.
+It is imported when picked, so `dumpfs --help` loads neither pyfuse3 nor a codec.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def run(argv: Sequence[str]) -> int:
     if not rest:
         raise UsageError("no verb given", hint=f"one of {', '.join(VERBS)}; see {PROG} --help")
     name = rest[0]
-    args = verb_parser(name).parse_args(rest[1:])
+    parser = verb_parser(name)
+    intermixed = getattr(load_verb(name), "INTERMIXED", False)
+    args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(rest[1:])
     code = load_verb(name).run(args)
     sys.stdout.flush()
     return int(code)

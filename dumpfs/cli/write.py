@@ -40,6 +40,8 @@ examples:
   dumpfs write -F -c -d 31 /proc/vmcore | ssh host 'dumpfs write -R vmcore'
 """
 
+INTERMIXED = True
+"""Options may stand between file names, as makedumpfile's users are used to."""
 MESSAGE_PROGRESS, MESSAGE_COMMON, MESSAGE_ERROR, MESSAGE_DEBUG, MESSAGE_REPORT = 1, 2, 4, 8, 16
 """makedumpfile's --message-level bits."""
 EXIT_PAGES_LOST = 4

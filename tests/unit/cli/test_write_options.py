@@ -26,7 +26,7 @@ MAKEDUMPFILE = [
 
 
 def parse(line: str) -> argparse.Namespace:
-    return verb_parser("write").parse_args(line.split())
+    return verb_parser("write").parse_intermixed_args(line.split())
 
 
 def options() -> set[str]:
@@ -69,6 +69,7 @@ def test_tuning_option_is_accepted(name):
     ("line", "sources", "outputs"),
     [
         ("a b", ("a",), ("b",)),
+        ("a -l b -d 31", ("a",), ("b",)),
         ("a1 a2 b", ("a1", "a2"), ("b",)),
         ("--split a b c d", ("a",), ("b", "c", "d")),
         ("--reassemble a b c", ("a", "b"), ("c",)),
