@@ -59,7 +59,7 @@ class Inspector:
                 self._known[name] = exc
         found = self._known[name]
         if isinstance(found, DumpfsError):
-            raise found
+            raise found.with_traceback(None)  # else it would grow each time
         return cast(_T, found)
 
     def know(self, name: str, value: object) -> None:

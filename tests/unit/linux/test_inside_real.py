@@ -249,3 +249,14 @@ def test_arm64_stacks_end_where_the_kernel_is_entered(arm64):
         stack = arm64.stack(task)
         assert (stack.unwinder, stack.end) == ("frame pointers", "")
         assert last.fullmatch(arm64.code.lookup(stack.frames[-1].lookup_pc).name), task
+
+
+def test_what_cannot_be_found_out_is_told_the_same_each_time(sample):
+    inspector = Inspector(sample.kernel)
+    inspector.know("types", ViewError("no types"))
+    depths = set()
+    for _ in range(5):
+        with pytest.raises(ViewError, match="no types") as caught:
+            inspector.types  # noqa: B018  # asking is the point
+        depths.add(len(caught.traceback))
+    assert len(depths) == 1
