@@ -18,7 +18,9 @@ from dumpfs.structs import ByteOrder
 
 X86_64_REGISTERS: Mapping[str, int] = {
     name: number
-    for number, name in enumerate("rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip".split())
+    for number, name in enumerate(
+        ("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)), "rip")
+    )
 }
 AARCH64_REGISTERS: Mapping[str, int] = {**{f"x{n}": n for n in range(31)}, "sp": 31}
 

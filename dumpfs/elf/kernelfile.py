@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 from dumpfs.elf.callframes import Coverage, FrameSection, def_cfa
 from dumpfs.elf.orcframes import CALL, END, OWN_STACK_ENTRIES, SYSTEM_CALL_ENTRIES, orc_coverages
 from dumpfs.elf.pointerframes import pointer_coverages
 from dumpfs.elf.symbolfile import Region, SymbolFile, SymbolTable
 from dumpfs.errors import DumpfsError
+from dumpfs.linux.frames import Frame
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.kallsyms import Kallsyms
 from dumpfs.linux.modules import Module, module_symbols
 from dumpfs.linux.records import note_problem
-from dumpfs.linux.frames import Frame
 
 USER_MODE = "<user mode>"
 _USER_START, _USER_STOP = 0x1000, 1 << 55
@@ -213,7 +214,7 @@ def _learned(inspector: Inspector, known: Sequence[Coverage]) -> Iterator[Covera
             frames = inspector.stack(task).frames
         except DumpfsError:
             continue  # a processor without registers; nothing can be learned of it
-        for frame, caller in zip(frames, frames[1:], strict=False):
+        for frame, caller in pairwise(frames):
             index = bisect_right(starts, (frame.lookup_pc, 1 << 64)) - 1
             if index >= 0 and frame.lookup_pc < starts[index][1]:
                 continue

@@ -35,9 +35,13 @@ from dumpfs.elf.callframes import (
 from dumpfs.linux.orc import ENTRY_SIZE, OrcEntry, OrcReg, OrcTable, OrcType
 
 _RBP, _RSP, _RIP = (X86_64_REGISTERS[name] for name in ("rbp", "rsp", "rip"))
-_PT_REGS = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss".split()
+_HARDWARE_FRAME = ("rip", "cs", "eflags", "rsp", "ss")
+_PT_REGS = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8"),
+    *("rax", "rcx", "rdx", "rsi", "rdi", "orig_rax"),
+    *_HARDWARE_FRAME,
+)
 _PT_REGS_SIZE = 8 * len(_PT_REGS)
-_HARDWARE_FRAME = ["rip", "cs", "eflags", "rsp", "ss"]
 _BASES = {
     OrcReg.SP: _RSP,
     OrcReg.BP: _RBP,

@@ -120,9 +120,7 @@ class _Writer:
         for region in file.regions[: MAX_SECTIONS - 16]:
             kind = SHF_EXECINSTR if region.code else SHF_WRITE
             size = region.stop - region.start
-            self.sections.append(
-                _Section(region.name, SHT_NOBITS, SHF_ALLOC | kind, region.start, size)
-            )
+            self.sections.append(_Section(region.name, SHT_NOBITS, SHF_ALLOC | kind, region.start, size))
         symbols, strings, local = self._symbols()
         if file.build_id:
             note = build_note(b"GNU", NT_GNU_BUILD_ID, file.build_id, file.byteorder)

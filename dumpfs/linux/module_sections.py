@@ -6,14 +6,20 @@ private pointer is the address), kernel/module/main.c (module.build_id).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dumpfs.errors import DumpfsError
 from dumpfs.linux.modules import Module
 from dumpfs.linux.records import read_record
 from dumpfs.linux.types import Types
 from dumpfs.memory.virtual import AddressSpace
+from dumpfs.notes import find_note
 
 _MAX_SECTIONS = 1000
 _MAX_NAME = 256
+_NT_GNU_BUILD_ID = 3
+_NOTE_SIZE = 36
+"""A header, "GNU" and 20 bytes."""
 
 
 def module_sections(space: AddressSpace, types: Types, module: Module) -> dict[str, int]:
@@ -44,13 +50,18 @@ def module_sections(space: AddressSpace, types: Types, module: Module) -> dict[s
     return sections
 
 
-def module_build_id(space: AddressSpace, types: Types, module: Module) -> str:
-    """A module's build-id in lower-case hex; '' where this kernel does not keep it.
+def module_build_id(space: AddressSpace, types: Types, module: Module, sections: Mapping[str, int]) -> str:
+    """A module's build-id in lower-case hex; '' where neither its structure nor a note tells it.
 
     Raises:
         DumpfsError: it cannot be read.
     """
-    if not types.has("module", "build_id"):
+    if types.has("module", "build_id"):  # with CONFIG_STACKTRACE_BUILD_ID
+        raw = read_record(space, types, "module", module.vaddr).raw("build_id")
+        if any(raw):
+            return raw.hex()
+    note = sections.get(".note.gnu.build-id")
+    if not note:
         return ""
-    raw = read_record(space, types, "module", module.vaddr).raw("build_id")
-    return raw.hex() if any(raw) else ""
+    found = find_note(space.read(note, _NOTE_SIZE), space.byteorder, b"GNU", _NT_GNU_BUILD_ID)
+    return found.desc.hex() if found is not None else ""

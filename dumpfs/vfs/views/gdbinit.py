@@ -140,11 +140,11 @@ def _modules(inspector: Inspector) -> list[list[object]]:
     modules: Sequence[Module] = _or(lambda: inspector.modules, ())
     for module in modules:
         space, types = inspector.space, inspector.types
-        build_id, sections = "", {}
+        sections: dict[str, int] = {}
         try:
-            build_id = module_build_id(space, types, module)
             sections = module_sections(space, types, module)
+            build_id = module_build_id(space, types, module, sections)
         except DumpfsError:
-            pass  # the base will do for functions
+            build_id = ""  # the base will do for functions
         rows.append([module.name, module.base, module.size, build_id, sorted(sections.items())])
     return rows

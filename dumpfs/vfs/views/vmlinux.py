@@ -14,8 +14,8 @@ class VmlinuxFile(InsideBuiltFile):
     """Symbols and unwind information of the kernel and its modules."""
 
     ABOUT: ClassVar[str] = (
-        "an ELF file with the names of all functions and variables of the kernel and its modules, at the addresses where"
-        " they were, and what it takes to walk stacks: for gdb where there is no debug information. It has the kernel's"
+        "an ELF file with the names of all functions and variables of the kernel and its modules, at the addresses"
+        " where they were, and what it takes to walk stacks: for gdb where there is no debug information. It has the kernel's"
         " build-id, so `debuginfod-find debuginfo` can fetch the real one by it."
     )
 
