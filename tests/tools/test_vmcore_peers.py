@@ -30,10 +30,10 @@ def need(tool: str) -> str:
 def core(corpus, tmp_path):
     """Writes the /vmcore of a corpus dump to a file."""
 
-    def write(name: str) -> Path:
-        target = tmp_path / "vmcore"
+    def write(name: str, view: str = "vmcore") -> Path:
+        target = tmp_path / view
         with Dump.open([str(corpus(name))]) as dump, target.open("wb") as out:
-            node = dump.tree.lookup_path("vmcore")
+            node = dump.tree.lookup_path(view)
             for offset in range(0, node.size(), 1 << 20):
                 out.write(node.read(offset, 1 << 20))
         return target
@@ -127,3 +127,50 @@ def test_gdb_reads_memory_and_registers(corpus, core):
     assert '<linux_banner>:\t"Linux version 6.1.192-dumpfs-tiny' in out
     assert "LWP 1 " in out
     assert "LWP 2 " in out
+
+
+def gdb(corpus, elf: Path, *commands: str) -> str:
+    with elf.open("rb") as stream:
+        text = next(s for s in ELFFile(io.BytesIO(stream.read(1 << 16))).iter_segments() if s["p_type"] == "PT_LOAD")
+    offset = text["p_vaddr"] - 0xFFFFFFFF81000000
+    commands = (f"symbol-file -o {offset:#x} {corpus('tiny/vmlinux')}", f"target core {elf}", *commands)
+    return run(need("gdb"), "-batch", "-nx", *(word for c in commands for word in ("-ex", c)))
+
+
+@pytest.mark.slow
+def test_gdb_prints_the_whole_stack_of_the_panic(corpus, core):
+    out = gdb(corpus, core(KASLR_CRASH), "thread apply all bt")
+    stack = next(part for part in out.split("Thread ") if "sysrq_handle_crash" in part)
+    names = ["__crash_kexec", "panic", "sysrq_handle_crash", "write_sysrq_trigger", "vfs_write", "entry_SYSCALL_64"]
+    places = [stack.index(f"{name} (") for name in names]
+    assert places == sorted(places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [KASLR_CRASH, *QEMU])
+def test_gdb_unwinds_every_task(name, corpus, core):
+    elf = core(name, "vmcore-tasks")
+    with Dump.open([str(corpus(name))]) as dump:
+        tasks = dump.inspection.inspector.tasks
+    out = gdb(corpus, elf, "thread apply all bt")
+    stacks = {int(part.split("LWP ")[1].split(")")[0]): part for part in out.split("\nThread ")[1:]}
+    assert len(stacks) == len(tasks)
+    assert {t.pid for t in tasks if t.pid} <= set(stacks)
+    for task in tasks:
+        if task.pid and not task.running:
+            assert "in ret_from_fork" in stacks[task.pid] or "in entry_SYSCALL_64" in stacks[task.pid], task.comm
+
+
+@pytest.mark.slow
+def test_crash_opens_the_kernels_own_memory(corpus, core, tmp_path):
+    vmlinux = corpus("tiny/vmlinux")
+    ours = crash(vmlinux, core(KASLR_CRASH, "vmcore-kern"), tmp_path)
+    assert ours == crash(vmlinux, corpus(KASLR_CRASH), tmp_path)
+
+
+def test_the_kernels_own_memory_holds_no_secrets_and_no_files(corpus, core):
+    kern = core(KASLR_CRASH, "vmcore-kern").read_bytes()
+    whole = corpus(KASLR_CRASH).read_bytes()
+    for marker in (b"USERSECRET-0123456789", b"dumpfs-corpus page cache"):
+        assert marker in whole
+        assert marker not in kern
