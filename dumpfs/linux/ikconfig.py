@@ -39,7 +39,7 @@ def read_config(space: AddressSpace, ranges: Iterable[tuple[int, int]], symbol: 
     """
     where = symbol if symbol is not None else _find_magic(space, ranges)
     if where is None:
-        raise ViewError("the kernel was built without CONFIG_IKCONFIG")
+        raise ViewError("no configuration in the kernel image: built without CONFIG_IKCONFIG, or left out of the dump")
     return _unpack(space, where)
 
 
