@@ -158,30 +158,47 @@ def _disjoint(regions: Iterable[Region]) -> list[Region]:
 def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> bytes:
     kernel = inspector.kernel
     section = FrameSection(kernel.word_size, kernel.byteorder)
-    code = inspector.code
-    functions = list(_functions(inspector.kallsyms.addresses, code.ranges))
-    if kernel.machine == "x86_64" and code.has_orc and code.orc_format is not None and code.kernel_orc is not None:
-        decode = code.orc_format.decode
-        ends, own_stacks = (_addresses(inspector, names) for names in (SYSTEM_CALL_ENTRIES, OWN_STACK_ENTRIES))
-        coverages = list(orc_coverages(code.kernel_orc, decode, functions, ends, own_stacks))
-        for module, rows in modules:
-            table = code.module_orc(module)
-            if table is not None:
-                own = _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], _ranges(module))
-                coverages += orc_coverages(table, decode, own)
-        coverages += _learned(inspector, coverages)
+    if kernel.machine == "x86_64" and inspector.code.has_orc:
+        known: list[tuple[int, int]] = []
+        for coverages in _orc(inspector, modules):
+            section.add(_noted(coverages, known))
+        section.add(_learned(inspector, sorted(known)))
     else:
+        functions = list(_functions(inspector.kallsyms.addresses, inspector.code.ranges))
         for module, rows in modules:
-            functions += _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], _ranges(module))
-        coverages = list(pointer_coverages(inspector, sorted(functions)))
+            functions += _module_functions(module, rows)
+        section.add(pointer_coverages(inspector, sorted(functions)))
     if kernel.machine == "x86_64":
-        coverages.append(Coverage(_USER_START, _USER_STOP, END, ((_USER_START, b""),)))
-    section.add(coverages)
+        section.add([Coverage(_USER_START, _USER_STOP, END, ((_USER_START, b""),))])
     return section.build()
 
 
-def _ranges(module: Module) -> tuple[tuple[int, int], ...]:
-    return tuple((start, start + size) for start, size in module.ranges)
+def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterator[Iterable[Coverage]]:
+    """FDEs by the ORC tables of the kernel and of each module."""
+    code = inspector.code
+    if code.orc_format is None:
+        return
+    decode = code.orc_format.decode
+    if code.kernel_orc is not None:
+        ends, own_stacks = (_addresses(inspector, names) for names in (SYSTEM_CALL_ENTRIES, OWN_STACK_ENTRIES))
+        functions = _functions(inspector.kallsyms.addresses, code.ranges)
+        yield orc_coverages(code.kernel_orc, decode, functions, ends, own_stacks)
+    for module, rows in modules:
+        table = code.module_orc(module)
+        if table is not None:
+            yield orc_coverages(table, decode, _module_functions(module, rows))
+
+
+def _noted(coverages: Iterable[Coverage], known: list[tuple[int, int]]) -> Iterator[Coverage]:
+    """The FDEs, whose bounds are noted as they pass; keeping them all would cost as much as making them."""
+    for coverage in coverages:
+        known.append((coverage.start, coverage.stop))
+        yield coverage
+
+
+def _module_functions(module: Module, rows: Rows) -> Iterator[tuple[int, int]]:
+    ranges = [(start, start + size) for start, size in module.ranges]
+    return _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], ranges)
 
 
 def _functions(addresses: Iterable[int], ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -197,12 +214,15 @@ def _addresses(inspector: Inspector, names: Iterable[str]) -> frozenset[int]:
     return frozenset(address for address in found if address is not None)
 
 
-def _learned(inspector: Inspector, known: Sequence[Coverage]) -> Iterator[Coverage]:
+def _learned(inspector: Inspector, known: Sequence[tuple[int, int]]) -> Iterator[Coverage]:
     """FDEs for functions of which ORC says nothing, but through which a processor's stack was walked all the same.
 
     `__crash_kexec`, in which dumping kernels end, is one: objtool takes it for a function that does not return.
+
+    Args:
+        inspector: of the kernel.
+        known: [start, stop) of what has FDEs, ascending.
     """
-    starts = sorted((coverage.start, coverage.stop) for coverage in known)
     learned: set[int] = set()
     try:
         tasks = [task for task in inspector.tasks if task.running]
@@ -215,8 +235,8 @@ def _learned(inspector: Inspector, known: Sequence[Coverage]) -> Iterator[Covera
         except DumpfsError:
             continue  # a processor without registers; nothing can be learned of it
         for frame, caller in pairwise(frames):
-            index = bisect_right(starts, (frame.lookup_pc, 1 << 64)) - 1
-            if index >= 0 and frame.lookup_pc < starts[index][1]:
+            index = bisect_right(known, (frame.lookup_pc, 1 << 64)) - 1
+            if index >= 0 and frame.lookup_pc < known[index][1]:
                 continue
             coverage = _learn(inspector, frame, caller)
             if coverage is not None and coverage.start not in learned:

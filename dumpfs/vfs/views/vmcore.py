@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _CONTENTS = tuple(Content)
 _SEARCHED_BYTES = 2 << 30
 """Stored memory that may be searched for VMCOREINFO before the file can be had: decoding it takes some ten seconds."""
+_SEARCHED_PLAIN_BYTES = 8 << 30
+"""Likewise of formats that do not compress."""
 _MIN_VIRTUAL_SEGMENTS = 1024
 """Segments of virtual memory at least, however many ranges of RAM there are."""
 
@@ -55,7 +57,8 @@ def plan_dump_core(
     """
     image, meta = dump.image, dump.image.meta
     notices: list[str] = []
-    deep = dump.vmcoreinfo_text is not None or dump.stored_bytes <= _SEARCHED_BYTES
+    most = _SEARCHED_BYTES if meta.format == "kdump" else _SEARCHED_PLAIN_BYTES
+    deep = dump.vmcoreinfo_text is not None or dump.stored_bytes <= most
     if not deep:
         notices.append(
             "it has no VMCOREINFO; the dump is too large to be searched for it (reading the file vmcoreinfo does that,"

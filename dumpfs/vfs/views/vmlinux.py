@@ -15,7 +15,7 @@ class VmlinuxFile(InsideBuiltFile):
 
     ABOUT: ClassVar[str] = (
         "an ELF file with the names of all functions and variables of the kernel and its modules, at the addresses"
-        " where they were, and what it takes to walk stacks: for gdb where there is no debug information. It has the kernel's"
+        " where they were, and what it takes to walk stacks: for gdb without debug information. It has the kernel's"
         " build-id, so `debuginfod-find debuginfo` can fetch the real one by it."
     )
 
