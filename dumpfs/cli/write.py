@@ -136,7 +136,8 @@ def _write(resolved: Resolved, args: argparse.Namespace) -> int:
 def _drop(report: WriteReport) -> None:
     """Remove an incomplete dump that the next level of -d takes the place of."""
     for name in report.names:
-        os.unlink(name)
+        if os.path.isfile(name):  # a device is written over instead
+            os.unlink(name)
 
 
 class _Reporter:

@@ -186,10 +186,17 @@ class ElfSink:
         return pieces
 
     def commit(self, encoded: Encoded, pieces: list[tuple[int, int, int]]) -> None:
-        """Count the next batch, whose bytes are in the file; remember which of its pages are lost."""
+        """Count the next batch, whose bytes are in the file; say at once which of its pages are lost.
+
+        Raises:
+            OSError: as `ByteSink.write_at`.
+            WriteError: there is no room to say so of more pages.
+        """
         self.written += len(encoded.kinds)
-        for index in np.flatnonzero(encoded.kinds == KIND_LOST).tolist():
-            self._lost.append(self._pfn_at(pieces, index))
+        lost = np.flatnonzero(encoded.kinds == KIND_LOST).tolist()
+        if lost:
+            self._lost += [self._pfn_at(pieces, index) for index in lost]
+            self.out.write_at(0, [self._headers(complete=False)])
 
     def _pfn_at(self, pieces: list[tuple[int, int, int]], index: int) -> Pfn:
         page_size = self.plan.facts.page_size

@@ -264,3 +264,32 @@ def test_killed_writer_leaves_a_readable_part_that_can_be_resumed(source, tmp_pa
         image.close()
         subprocess.run([*command, "--resume", str(tmp_path / "out")], check=True)
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_range_stores_only_its_pages(source, tmp_path):
+    memory, path = source
+    write(path, tmp_path / "out", begin=1000 * PAGE + 5, length=100 * PAGE)
+    image = open_image([str(tmp_path / "out")])
+    found = [pfn for first, stop in image.stored.runs() for pfn in range(first, stop)]
+    image.close()
+    assert found == [pfn for pfn in memory.where(Kind.STORED) if 1000 <= pfn <= 1100]
+
+
+def test_list_of_levels_takes_the_next_one_when_there_is_no_room(source, tmp_path):
+    write(source[1], tmp_path / "small", codec_flag=0, level=1)
+    limit = (tmp_path / "small").stat().st_size + 4096
+    line = f"-d 0,1 -L {limit} --message-level 0 {source[1]} {tmp_path / 'out'}".split()
+    memory = sample()
+    zero_apart = build_kdump(
+        Memory(
+            PAGE,
+            memory.max_pfn,
+            {p: (Page(page.data) if page.codec == "zero" else page) for p, page in memory.pages.items()},
+        ),
+        KdumpSpec(),
+    )
+    (tmp_path / "source").write_bytes(zero_apart.data)
+    line[-2] = str(tmp_path / "source")
+    done = subprocess.run([sys.executable, "-m", "dumpfs.cli.main", "write", *line], check=False)
+    assert done.returncode == 0
+    assert_same(memory, tmp_path / "out")
