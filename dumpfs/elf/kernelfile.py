@@ -18,7 +18,7 @@ from dumpfs.elf.callframes import Coverage, FrameSection, def_cfa
 from dumpfs.elf.orcframes import CALL, END, OWN_STACK_ENTRIES, SYSTEM_CALL_ENTRIES, orc_coverages
 from dumpfs.elf.pointerframes import pointer_coverages
 from dumpfs.elf.symbolfile import Region, SymbolFile, SymbolTable
-from dumpfs.errors import DumpfsError
+from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.frames import Frame
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.kallsyms import Kallsyms
@@ -30,6 +30,12 @@ _USER_START, _USER_STOP = 0x1000, 1 << 55
 """No 64-bit kernel lets programs have higher addresses, nor the first page."""
 _CODE_LETTERS = frozenset("tTwWiI")
 _MAX_FRAME = 1 << 16
+_TOP = 1 << 64
+_MAX_CODE = 1 << 31
+"""Bytes of one stretch of code: calls in it reach no farther."""
+MAX_SYMBOLS = 1_000_000
+MAX_ORC_ENTRIES = 3_000_000
+"""Of the kernel and all modules; real ones have a third of each at most. More would take minutes and much memory."""
 Rows = Sequence[tuple[int, str, str]]
 
 
@@ -45,6 +51,9 @@ def build_symbol_file(inspector: Inspector, *, whole: bool) -> bytes:
     """
     kernel = inspector.kernel
     modules = _read_modules(inspector)
+    count = len(inspector.kallsyms) + sum(len(rows) for _, rows in modules)
+    if count > MAX_SYMBOLS:
+        raise ViewError(f"vmlinux: {count} symbols cannot be")
     image = _image_regions(inspector)
     regions = [*_user_region(kernel.word_size), *(image if whole else ()), *_module_regions(modules)]
     tables = [_table(rows) for _, rows in modules]
@@ -56,11 +65,18 @@ def build_symbol_file(inspector: Inspector, *, whole: bool) -> bytes:
         kernel.machine,
         kernel.word_size,
         kernel.byteorder,
-        bytes.fromhex(kernel.build_id) if whole else b"",
+        _build_id(kernel.build_id) if whole else b"",
         _disjoint(regions),
         tables,
         _build_frames(inspector, modules),
     ).build()
+
+
+def _build_id(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""  # VMCOREINFO is what the dump makes of it
 
 
 # -- symbols
@@ -147,7 +163,7 @@ def _disjoint(regions: Iterable[Region]) -> list[Region]:
     """The regions by address, without those that overlap one before."""
     found: list[Region] = []
     for region in sorted(regions, key=lambda r: r.start):
-        if region.start < region.stop and (not found or found[-1].stop <= region.start):
+        if region.start < region.stop <= _TOP and (not found or found[-1].stop <= region.start):
             found.append(region)
     return found
 
@@ -179,13 +195,16 @@ def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterat
     if code.orc_format is None:
         return
     decode = code.orc_format.decode
-    if code.kernel_orc is not None:
+    left = MAX_ORC_ENTRIES
+    if code.kernel_orc is not None and len(code.kernel_orc) <= left:
+        left -= len(code.kernel_orc)
         ends, own_stacks = (_addresses(inspector, names) for names in (SYSTEM_CALL_ENTRIES, OWN_STACK_ENTRIES))
         functions = _functions(inspector.kallsyms.addresses, code.ranges)
         yield orc_coverages(code.kernel_orc, decode, functions, ends, own_stacks)
     for module, rows in modules:
         table = code.module_orc(module)
-        if table is not None:
+        if table is not None and len(table) <= left:
+            left -= len(table)
             yield orc_coverages(table, decode, _module_functions(module, rows))
 
 
@@ -205,6 +224,8 @@ def _functions(addresses: Iterable[int], ranges: Iterable[tuple[int, int]]) -> I
     """[start, stop) of every function: from each address to the next, inside ranges of code."""
     ordered = sorted(set(addresses))
     for first, last in sorted(ranges):
+        if last - first > _MAX_CODE:
+            continue
         inside = ordered[bisect_right(ordered, first - 1) : bisect_right(ordered, last - 1)]
         yield from zip(inside, [*inside[1:], last], strict=False)
 

@@ -72,7 +72,7 @@ class Inspection:
         kernel = self._dump.kernel
         if kernel is None:
             return str(self._dump.kernel_error)
-        if kernel.arch is None:
+        if kernel.arch is None and (kernel.vmcoreinfo is not None or not kernel.may_be_searched):
             machine = kernel.machine or kernel.image.meta.machine or "unknown"
             return f"machine {machine}: kernel memory of this architecture cannot be translated"
         if kernel.space is None and kernel.vmcoreinfo is not None:

@@ -59,6 +59,7 @@ ROWS: tuple[Row, ...] = (
     Row("cpus", "cpus:CpusDir", space=2),
     Row("dmesg", "dmesg:DmesgFile"),
     Row("gdb/extra.symbols", "vmlinux:ExtraSymbolsFile"),
+    Row("gdb/modules.json", "gdbinit:ModulesJson"),
     Row("gdbinit", "gdbinit:GdbinitFile"),
     Row("hmem", "hmem:HmemFile"),
     Row("info.json", "info:InfoFile"),

@@ -21,7 +21,7 @@ from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.module_sections import module_build_id, module_sections
 from dumpfs.linux.modules import Module
 from dumpfs.linux.tasks import Task
-from dumpfs.vfs.views.inside import InsideFile
+from dumpfs.vfs.views.inside import InsideBuiltFile, InsideFile
 
 _ARCHITECTURES: Mapping[str, str] = {
     "x86_64": "i386:x86-64",
@@ -52,6 +52,17 @@ class GdbinitFile(InsideFile):
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         return render_gdbinit(self.inspector)
+
+
+@dataclass(slots=True)
+class ModulesJson(InsideBuiltFile):
+    """What the script needs to know to place modules' files; made apart, for it is dear."""
+
+    ABOUT: ClassVar[str] = "where the sections of the modules lay, for gdbinit: name, base, bytes, build-id, sections."
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        return json.dumps(collect_modules(self.inspector)).encode() + b"\n"
 
 
 def render_gdbinit(inspector: Inspector) -> bytes:
@@ -92,7 +103,6 @@ def collect_facts(inspector: Inspector) -> dict[str, object]:
         "made_pid": FIRST_MADE_PID,
         "tasks": [[thread_number(task), task.comm, task.state, task.cpu] for task in tasks],
         "panic_thread": _panic_thread(inspector, tasks),
-        "modules": _modules(inspector),
     }
 
 
@@ -135,7 +145,8 @@ def _panic_thread(inspector: Inspector, tasks: Sequence[Task]) -> int | None:
     return None
 
 
-def _modules(inspector: Inspector) -> list[list[object]]:
+def collect_modules(inspector: Inspector) -> list[list[object]]:
+    """Name, base address, bytes, build-id in hex, and [section, address] pairs of each module."""
     rows: list[list[object]] = []
     modules: Sequence[Module] = _or(lambda: inspector.modules, ())
     for module in modules:

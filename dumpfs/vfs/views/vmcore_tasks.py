@@ -164,7 +164,7 @@ class VmcoreTasksFile(CoreFile):
         if reason is not None or dump.kernel is None:
             return reason
         machine = dump.kernel.machine
-        return None if machine in _KERNEL_MODE else _other_machine(machine)
+        return None if machine in _KERNEL_MODE or not machine else _other_machine(machine)
 
     def make(self) -> DumpCore:
         """See `CoreFile.make`."""

@@ -17,11 +17,10 @@ HINT = "-o vmcoreinfo=FILE or -o vmlinux=FILE supplies it"
 def without_vmcoreinfo(dump: Dump) -> str | None:
     """Why a view that needs VMCOREINFO cannot be offered, or None.
 
-    A dump may have it in its memory; that is searched when the view is opened. Flat images do not tell what machine
-    they are of, but VMCOREINFO does; on machines that dumpfs does not know, it would be of no use.
+    A dump may have it in its memory; that is searched when the view is opened.
     """
     kernel = dump.kernel
-    if dump.vmcoreinfo_text is not None or (kernel is not None and (kernel.arch is not None or not kernel.machine)):
+    if dump.vmcoreinfo_text is not None or (kernel is not None and kernel.may_be_searched):
         return None
     return NO_VMCOREINFO
 
