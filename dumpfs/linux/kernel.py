@@ -31,6 +31,8 @@ _UTS_FIELD = 65
 """Bytes of each of the six fields of `struct new_utsname`."""
 _UTS_FIELDS = ("sysname", "nodename", "release", "version", "machine", "domainname")
 _MAX_CANDIDATES = 64
+_NAMELESS_FORMATS = ("lime", "raw")
+"""Formats whose files do not say what machine they are of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,11 @@ class Kernel:
         """Processors that left registers, or what the header says; None when neither tells."""
         count = sum(1 for note in self.notes if note.type == NT_PRSTATUS and note.name == b"CORE")
         return count or self.image.meta.nr_cpus
+
+    @property
+    def may_be_searched(self) -> bool:
+        """Whether a search of memory may tell more: of a machine that is known, or of any in formats that name none."""
+        return self.arch is not None or self.image.meta.format in _NAMELESS_FORMATS
 
     @cached_property
     def deep(self) -> Kernel:

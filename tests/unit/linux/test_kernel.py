@@ -346,3 +346,23 @@ def test_any_bytes_give_a_kernel(text: bytes, notes: bytes, machine: str):
         "riscv64",
         "",
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "searched"),
+    [({}, True), ({"machine": ""}, False), ({"machine": "", "format": "lime"}, True), ({"machine": "m68k"}, False)],
+    ids=str,
+)
+def test_memory_is_searched_where_that_can_tell_more(facts: dict[str, str], searched: bool):
+    assert find_kernel(Guest(**facts)).may_be_searched is searched
+
+
+def test_a_flat_image_is_understood_by_what_its_memory_says():
+    x86 = X86(machine="", format="raw")
+    x86.guest.put(0x3A0000, x86.info())
+    kernel = x86.kernel()
+    assert kernel.arch is None
+    deep = kernel.deep
+    assert (deep.machine, deep.phys_base) == ("x86_64", x86.phys_base)
+    assert deep.origins["phys_base"] == "VMCOREINFO NUMBER(phys_base)"
+    assert deep.problems == ()

@@ -122,6 +122,7 @@ def fake_kernel(**facts: object) -> SimpleNamespace:
         problems=("a problem",),
     )
     vars(kernel).update(facts)
+    kernel.may_be_searched = kernel.arch is not None
     if "deep" not in facts:
         kernel.deep = kernel
     return kernel
