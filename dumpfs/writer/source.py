@@ -21,6 +21,7 @@ from dumpfs.units import PageState, Pfn
 from dumpfs.writer.plan import Eraser
 
 FUSE_TYPE = "fuse.dumpfs"
+_MOUNTINFO = "/proc/self/mountinfo"
 _PROBE_PAGES = 1024
 _MAX_INFO = 16 << 20
 _STORED, _EXCLUDED, _PARTIAL = PageState.STORED, PageState.EXCLUDED, PageState.PARTIAL
@@ -276,7 +277,7 @@ def find_mount(path: str) -> str | None:
     real = os.path.realpath(path)
     best, kind = "", ""
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        with open(_MOUNTINFO, encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 left, _, right = line.partition(" - ")
                 point = _unescape(left.split(" ")[4])
