@@ -68,16 +68,19 @@ def find_threads(dump: Dump) -> ThreadNotes:
     running = {task.cpu: task for task in tasks if task.running}
     cpus = _note_cpus(inspector, running)
     cpu_pids = []
+    asleep = [task for task in tasks if not task.running]
+    of_others = {task.pid for task in asleep}
     for number, (desc, cpu) in enumerate(cpus):
         task = running.pop(cpu, None) if cpu is not None else None
         pid = task.pid if task is not None else arch.prstatus.pid(desc, inspector.kernel.image.meta.byteorder)
+        if task is None and pid in of_others:
+            pid = 0  # QEMU numbers processors from 1
         cpu_pids.append(pids.take(pid, number if cpu is None else cpu))
     problems: list[str] = []
     if running:
         names = ", ".join(f"{task.comm} ({task.pid})" for task in list(running.values())[:_MAX_TOLD])
         problems.append(f"tasks on processors that left no registers are not among the threads: {names}")
     data = bytearray()
-    asleep = [task for task in tasks if not task.running]
     unreadable = []
     for task in asleep[: _MAX_THREADS - len(cpu_pids)]:
         try:

@@ -68,6 +68,11 @@ def test_a_processors_thread_has_the_pid_of_what_ran_whatever_the_note_says():
     assert machine.threads() == [(70, 0xAAA), (90, 0xBBB), (1, 0x1001)]
 
 
+def test_a_processor_of_whose_task_nothing_is_known_takes_no_other_tasks_pid():
+    machine = Machine([(1, 0xAAA), (2, 0xBBB)], [task(0, 0, True), task(2)])
+    assert machine.threads() == [(IDLE, 0xAAA), (IDLE + 1, 0xBBB), (2, 0x1002)]
+
+
 def test_idle_tasks_have_numbers_of_their_own_by_processor():
     machine = Machine([(0, 0xAAA), (5, 0xBBB)], [task(0, 0, True), task(0, 1), task(5, 1, True)])
     assert machine.threads() == [(IDLE, 0xAAA), (5, 0xBBB), (IDLE + 1, 0x1000)]
