@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from dumpfs.elf.callframes import Coverage, FrameSection, def_cfa
-from dumpfs.elf.orcframes import CALL, END, OWN_STACK_ENTRIES, SYSTEM_CALL_ENTRIES, orc_coverages
+from dumpfs.elf.orcframes import CALL, END, SYSTEM_CALL_ENTRIES, orc_coverages
 from dumpfs.elf.pointerframes import pointer_coverages
 from dumpfs.elf.symbolfile import Region, SymbolFile, SymbolTable
 from dumpfs.errors import DumpfsError, ViewError
@@ -198,9 +198,10 @@ def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterat
     left = MAX_ORC_ENTRIES
     if code.kernel_orc is not None and len(code.kernel_orc) <= left:
         left -= len(code.kernel_orc)
-        ends, own_stacks = (_addresses(inspector, names) for names in (SYSTEM_CALL_ENTRIES, OWN_STACK_ENTRIES))
+        found = (inspector.kallsyms.address(name) for name in SYSTEM_CALL_ENTRIES)
+        ends = frozenset(address for address in found if address is not None)
         functions = _functions(inspector.kallsyms.addresses, code.ranges)
-        yield orc_coverages(code.kernel_orc, decode, functions, ends, own_stacks)
+        yield orc_coverages(code.kernel_orc, decode, functions, ends)
     for module, rows in modules:
         table = code.module_orc(module)
         if table is not None and len(table) <= left:
@@ -228,11 +229,6 @@ def _functions(addresses: Iterable[int], ranges: Iterable[tuple[int, int]]) -> I
             continue
         inside = ordered[bisect_right(ordered, first - 1) : bisect_right(ordered, last - 1)]
         yield from zip(inside, [*inside[1:], last], strict=False)
-
-
-def _addresses(inspector: Inspector, names: Iterable[str]) -> frozenset[int]:
-    found = (inspector.kallsyms.address(name) for name in names)
-    return frozenset(address for address in found if address is not None)
 
 
 def _learned(inspector: Inspector, known: Sequence[tuple[int, int]]) -> Iterator[Coverage]:

@@ -54,27 +54,26 @@ _WHOLE = frozenset((OrcReg.R10, OrcReg.R13, OrcReg.DI, OrcReg.DX))
 """Registers that are the caller's stack pointer themselves: their entries' offset does not count."""
 
 
-def _interrupted(layout: Sequence[str], signal: bool = False) -> FrameKind:
-    """A frame whose saved registers, in the order of `layout`, end at the CFA."""
+def _interrupted(layout: Sequence[str]) -> FrameKind:
+    """A frame whose saved registers, in the order of `layout`, end at the CFA.
+
+    For debuggers it is a signal's: the caller goes on at its address, not behind a call, and may lie anywhere, on
+    another stack too. The price is that gdb prints no name for it, unless a frame decorator does.
+    """
     size = 8 * len(layout)
     rules = b"".join(
         saved_at_cfa(X86_64_REGISTERS[name], 8 * place - size)
         for place, name in enumerate(layout)
         if name in X86_64_REGISTERS
     )
-    return FrameKind(_RIP, def_cfa(_RSP, size) + rules, signal)
+    return FrameKind(_RIP, def_cfa(_RSP, size) + rules, signal=True)
 
 
 CALL = FrameKind(_RIP, def_cfa(_RSP, 8) + saved_at_cfa(_RIP, -8))
 END = FrameKind(_RIP, def_cfa(_RSP, 8) + undefined(_RIP))
 REGS = _interrupted(_PT_REGS)
 PARTIAL = _interrupted(_HARDWARE_FRAME)
-STACK_REGS = _interrupted(_PT_REGS, signal=True)
-STACK_PARTIAL = _interrupted(_HARDWARE_FRAME, signal=True)
-"""Likewise for exceptions with a stack of their own. A debugger takes a caller that lies below its callee for a damaged
-stack, unless the frame between them is a signal's; the price is that it shows no name for that frame."""
 
-OWN_STACK_ENTRIES = ("asm_exc_nmi", "asm_exc_double_fault", "asm_exc_machine_check", "asm_exc_debug", "end_repeat_nmi")
 SYSTEM_CALL_ENTRIES = (
     "entry_SYSCALL_64",
     "entry_SYSCALL_64_safe_stack",
@@ -90,13 +89,7 @@ SYSTEM_CALL_ENTRIES = (
     "ret_from_fork_asm",
 )
 """Functions below which there is never but a user program."""
-_KINDS = {
-    OrcType.CALL: (CALL, CALL),
-    OrcType.END_OF_STACK: (END, END),
-    OrcType.REGS: (REGS, STACK_REGS),
-    OrcType.REGS_PARTIAL: (PARTIAL, STACK_PARTIAL),
-}
-"""Kinds of frames, and of those of exceptions with a stack of their own."""
+_KINDS = {OrcType.CALL: CALL, OrcType.END_OF_STACK: END, OrcType.REGS: REGS, OrcType.REGS_PARTIAL: PARTIAL}
 _ADDED = {OrcType.CALL: 0, OrcType.REGS: _PT_REGS_SIZE, OrcType.REGS_PARTIAL: 8 * len(_HARDWARE_FRAME)}
 """From what an entry tells the address of to the CFA, bytes."""
 
@@ -135,7 +128,6 @@ def orc_coverages(
     decode: Callable[[bytes], OrcEntry],
     functions: Iterable[tuple[int, int]],
     ends: Container[int] = (),
-    own_stacks: Container[int] = (),
 ) -> Iterator[Coverage]:
     """FDEs for what a table covers.
 
@@ -144,7 +136,6 @@ def orc_coverages(
         decode: makes sense of its entries.
         functions: [start, stop) of each function, ascending and disjoint.
         ends: where those of the functions start that nothing calls, whatever the table says.
-        own_stacks: where those start that exceptions with a stack of their own begin in.
     """
     places, entries = _unfold(table)
     known = {entry: translate(decode(entry)) for entry in set(entries)}
@@ -155,7 +146,6 @@ def orc_coverages(
         if start in ends:
             yield Coverage(start, end, END, ((start, b""),))
             continue
-        which = 1 if start in own_stacks else 0
         kind: OrcType | None = None
         rows: list[tuple[int, bytes]] = []
         begin = place = start
@@ -166,7 +156,7 @@ def orc_coverages(
             if row is not None and row is not last:
                 if row[0] is not kind:
                     if kind is not None:
-                        yield Coverage(begin, place, _KINDS[kind][which], rows)
+                        yield Coverage(begin, place, _KINDS[kind], rows)
                     kind, rows, begin = row[0], [], place
                 rows.append((place, row[1]))
                 last = row
@@ -176,7 +166,7 @@ def orc_coverages(
             place = places[index]
         position = max(index, 0)
         if kind is not None:
-            yield Coverage(begin, end, _KINDS[kind][which], rows)
+            yield Coverage(begin, end, _KINDS[kind], rows)
 
 
 def _unfold(table: OrcTable) -> tuple[list[int], list[bytes]]:
