@@ -243,6 +243,59 @@ def vmcore_volatility() -> Measured:
     return Measured(", ".join(told), ok)
 
 
+# -- every task in stock gdb
+
+END = re.compile(r"(ret_from_fork|entry_SYSCALL|asm_\w+|secondary_startup_64|exc_\w+)")
+
+
+def gdb_stacks(vmlinux: Path, offset: int, core: Path) -> tuple[float, dict[int, list[str]]]:
+    """Seconds that gdb took, and the lines of every thread's stack by its number."""
+    commands = ["set pagination off", f"symbol-file -o {offset:#x} {vmlinux}", f"target core {core}"]
+    commands += ["info threads", "thread apply all bt"]
+    begin = now()
+    done = run(tool("gdb"), "-batch", "-nx", *(word for c in commands for word in ("-ex", c)))
+    took = now() - begin
+    stacks: dict[int, list[str]] = {}
+    for part in re.split(r"\nThread ", done.stdout.decode(errors="replace"))[1:]:
+        stacks[int(part.split("LWP ")[1].split(")")[0])] = [
+            line for line in part.splitlines() if re.match(r"#\d+ ", line)
+        ]
+    return took, stacks
+
+
+@bar("tasks-in-gdb", "stock gdb unwinds every task of /vmcore-tasks; <= 2 x the time on a local copy")
+def tasks_in_gdb() -> Measured:
+    from dumpfs.vfs.context import Dump
+
+    told = []
+    ok = True
+    for name in (DEBIAN, CRASHED):
+        try:
+            vmlinux = vmlinux_of(name)
+        except Missing as exc:
+            told.append(f"{name}: {exc}")
+            continue
+        with Dump.open([str(corpus(name))]) as dump:
+            asleep = {task.pid: task for task in dump.inspection.inspector.tasks if task.pid and not task.running}
+            count = len(dump.inspection.inspector.tasks)
+            offset = dump.need_kernel().kaslr_offset or 0
+        with mounted(corpus(name)) as mount:
+            run("cat", vmlinux)  # either gdb finds it cached
+            first, stacks = gdb_stacks(vmlinux, offset, mount.path / "vmcore-tasks")
+            took = min(first, gdb_stacks(vmlinux, offset, mount.path / "vmcore-tasks")[0])
+            copy = workdir() / "vmcore-tasks"
+            copy.write_bytes((mount.path / "vmcore-tasks").read_bytes())
+        local = min(gdb_stacks(vmlinux, offset, copy)[0] for _ in range(2))
+        copy.unlink()
+        whole = sum(any(END.search(line) for line in stacks.get(pid, ())) for pid in asleep)
+        ok &= len(stacks) == count and whole == len(asleep) and first <= 2 * local
+        value = (
+            f"{len(stacks)} threads of {count} tasks, {whole} of {len(asleep)} sleeping ones unwound to their entry,"
+        )
+        told.append(f"{name}: {value} {first:.2f} s at first, then {took:.2f} s; local copy {local:.2f} s")
+    return Measured("; ".join(told), ok)
+
+
 # -- finding the kernel
 
 
