@@ -147,6 +147,24 @@ class FlatSink:
         self._written[0] = written + total
 
 
+class NullSink:
+    """A sink that keeps nothing, for passes that only look."""
+
+    concurrent = True
+
+    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """Nothing is kept."""
+
+    def reserve(self, offset: int, size: int) -> None:
+        """Nothing is kept."""
+
+    def sync(self) -> None:
+        """Nothing is kept."""
+
+    def finish(self) -> None:
+        """Nothing is kept."""
+
+
 def _shared_counter() -> memoryview:
     """One signed 64-bit number, zero, that forked processes share."""
     import mmap

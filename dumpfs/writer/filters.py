@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dumpfs.formats.base import DumpImage
-from dumpfs.linux.pageclass import ALWAYS_DROPPED, BLOCK_PFNS, PageClass, PageClassifier, keep_mask
+from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, bits_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
@@ -141,8 +141,3 @@ def _filter(
 def needs_classes(level: int) -> bool:
     """Whether a level cannot do without the kernel's struct pages."""
     return bool(level & CLASS_LEVELS)
-
-
-def drops_always(classes: int) -> bool:
-    """Whether pages of these classes are left out at every level."""
-    return bool(classes & ALWAYS_DROPPED)

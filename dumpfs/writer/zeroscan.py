@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 
-from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, window
-from dumpfs.writer.bytesink import ByteSink
+from dumpfs.writer.bytesink import ByteSink, NullSink
 from dumpfs.writer.encode import KIND_ZERO, Encoded, Encoder
 from dumpfs.writer.plan import WritePlan
-
-
-class _Nowhere:
-    """A sink that nothing is written to."""
-
-    concurrent = True
-
-    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
-        """Nothing is kept."""
-
-    def reserve(self, offset: int, size: int) -> None:
-        """Nothing is kept."""
-
-    def sync(self) -> None:
-        """Nothing is kept."""
-
-    def finish(self) -> None:
-        """Nothing is kept."""
 
 
 class ZeroFinder:
@@ -59,7 +39,7 @@ class ZeroCollector:
     ordered = False
 
     def __init__(self, dump: Bits) -> None:
-        self.out: ByteSink = _Nowhere()
+        self.out: ByteSink = NullSink()
         self._dump = dump
         self.without_zero: Bits = dump.copy()
         self.zero = 0

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from dumpfs.errors import WriteError
 from dumpfs.formats import open_image
 from dumpfs.formats.base import DumpImage
-from dumpfs.structs import Buffer
 from dumpfs.units import PageState, Pfn
 from dumpfs.writer.bitmaps import runs_of, window
-from dumpfs.writer.bytesink import ByteSink
+from dumpfs.writer.bytesink import ByteSink, NullSink
 from dumpfs.writer.encode import KIND_DATA, KIND_LOST, Encoded, Encoder
 from dumpfs.writer.pipeline.engine import Job, Pipeline
 from dumpfs.writer.pipeline.run import WriteReport
 from dumpfs.writer.plan import WritePlan
 
 _READABLE = (PageState.STORED, PageState.PARTIAL)
-
-
-class _Nowhere:
-    """A sink that nothing is written to."""
-
-    concurrent = True
-
-    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
-        """Nothing is kept."""
-
-    def reserve(self, offset: int, size: int) -> None:
-        """Nothing is kept."""
-
-    def sync(self) -> None:
-        """Nothing is kept."""
-
-    def finish(self) -> None:
-        """Nothing is kept."""
 
 
 class Comparer:
@@ -74,7 +53,7 @@ class _Counter:
     ordered = False
 
     def __init__(self) -> None:
-        self.out: ByteSink = _Nowhere()
+        self.out: ByteSink = NullSink()
 
     def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[tuple[int, int, int]]:
         """Nothing is written."""
