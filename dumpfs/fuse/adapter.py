@@ -199,6 +199,8 @@ class Adapter(pyfuse3.Operations):
             raise FUSEError(errno.EISDIR)
         if not node.ready:
             await self._publisher.prepare(node.prepared_by())
+        if node.volatile:
+            self._publisher.adopt_published(self.tree.node)  # what it tells of them shall not depend on the worker
         if len(self._nodes) >= _KEPT_NODES:
             self._nodes.clear()
         self._nodes[ino] = node

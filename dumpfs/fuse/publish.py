@@ -134,6 +134,22 @@ class Publisher:
             node.adopt(self._view(row))
         return True
 
+    def adopt_published(self, find: Callable[[int], Node]) -> None:
+        """Hand over whatever is there, so that this process can tell of it what any other can.
+
+        Args:
+            find: the node with an inode number; LookupError when there is none.
+        """
+        with self._locked():
+            rows = [row for _, row in self._rows() if row.state == State.READY]
+        for row in rows:
+            try:
+                node = find(row.ino)
+            except LookupError:
+                continue
+            if not node.ready:
+                node.adopt(self._view(row))
+
     def _view(self, row: Row) -> memoryview:
         if not row.size:
             return memoryview(b"")
