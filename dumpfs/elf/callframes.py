@@ -30,6 +30,8 @@ _UNDEFINED, _DEF_CFA, _DEF_CFA_EXPRESSION, _EXPRESSION = 0x07, 0x0C, 0x0F, 0x10
 _OP_DEREF, _OP_BREG0, _OP_PLUS_UCONST, _OP_CONST8S, _OP_PLUS = 0x06, 0x70, 0x23, 0x0F, 0x22
 _CIE_ID = 0xFFFFFFFF
 _CIE_VERSION = 4
+_AUGMENTED = (b"", b"\0")
+"""Bytes of augmentation data (none) of records without and with an augmentation that begins with "z"."""
 DATA_ALIGN = -8
 """What saved registers' distances from the CFA are counted in, bytes."""
 
@@ -153,11 +155,10 @@ class FrameSection:
         """Append FDEs."""
         word, order = self.word_size, self.byteorder
         steps, kinds, pieces = self._steps, self._kinds, self._pieces
-        head = 8 + 2 * word
         for start, stop, kind, rows in coverages:
             cie = kinds.get(kind) or self._add_kind(kind)
-            program = [cie, start.to_bytes(word, order), (stop - start).to_bytes(word, order)]
-            size = head
+            program = [cie, start.to_bytes(word, order), (stop - start).to_bytes(word, order), _AUGMENTED[kind.signal]]
+            size = 8 + 2 * word + kind.signal
             here = start
             for vaddr, operations in rows:
                 if vaddr > here:
@@ -178,9 +179,10 @@ class FrameSection:
     def _add_kind(self, kind: FrameKind) -> bytes:
         """Append a CIE; its offset as FDEs have it."""
         offset = self._kinds[kind] = self._size.to_bytes(4, self.byteorder)
-        augmentation = b"S\0" if kind.signal else b"\0"
+        augmentation = b"zS\0" if kind.signal else b"\0"
         body = _CIE_ID.to_bytes(4, self.byteorder) + bytes((_CIE_VERSION,)) + augmentation
-        body += bytes((self.word_size, 0)) + uleb(1) + sleb(DATA_ALIGN) + uleb(kind.return_register) + kind.rules
+        body += bytes((self.word_size, 0)) + uleb(1) + sleb(DATA_ALIGN) + uleb(kind.return_register)
+        body += _AUGMENTED[kind.signal] + kind.rules
         body += bytes(-(len(body) + 4) % self.word_size)
         self._pieces.append(len(body).to_bytes(4, self.byteorder) + body)
         self._size += 4 + len(body)

@@ -153,7 +153,7 @@ def orc_coverages(
         index = position - 1  # what holds at its start may have begun before it
         while place < end:
             row = known[entries[index]] if index >= 0 else None
-            if row is not None and row is not last:
+            if row is not None and row != last:
                 if row[0] is not kind:
                     if kind is not None:
                         yield Coverage(begin, place, _KINDS[kind], rows)

@@ -239,9 +239,9 @@ class _Writer:
 
 
 def _next_addresses(addresses: Sequence[int]) -> dict[int, int]:
-    """Each address to the next higher one; the highest to itself."""
+    """Each address to the next higher one; the highest to the end of everything."""
     ordered = sorted(set(addresses))
-    return dict(zip(ordered, [*ordered[1:], ordered[-1]], strict=True)) if ordered else {}
+    return dict(zip(ordered, [*ordered[1:], 1 << 64], strict=True)) if ordered else {}
 
 
 def _sized(table: SymbolTable) -> dict[int, int]:

@@ -1,0 +1,221 @@
+"""Stock gdb with /gdbinit: on a folder with the files it looks at, so that no mount is needed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dumpfs.vfs.context import Dump
+
+pytestmark = pytest.mark.tool
+
+CRASH, KASLR_CRASH = "tiny/mkd-raw-d31.kdump", "tiny/kdump-kaslr.vmcore"
+FILES = [
+    "gdbinit",
+    "vmcore-tasks",
+    "vmcoreinfo",
+    "vmlinux",
+    "gdb/extra.symbols",
+    "gdb/modules.json",
+    "dmesg",
+    "bitmaps/stored",
+]
+PANIC = [
+    "__crash_kexec",
+    "panic",
+    "sysrq_handle_crash",
+    "__handle_sysrq",
+    "write_sysrq_trigger",
+    "proc_reg_write",
+    "vfs_write",
+    "ksys_write",
+    "do_syscall_64",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(corpus, tmp_path_factory) -> Callable[[str], Path]:
+    """Writes what gdb needs of a dump into a folder."""
+    made: dict[str, Path] = {}
+
+    def write(name: str) -> Path:
+        if name not in made:
+            target = made[name] = tmp_path_factory.mktemp("gdb")
+            with Dump.open([str(corpus(name))]) as dump:
+                for path in FILES:
+                    file = target / path
+                    file.parent.mkdir(exist_ok=True)
+                    node = dump.tree.lookup_path(path)
+                    with file.open("wb") as out:
+                        for offset in range(0, node.size(), 1 << 20):
+                            out.write(node.read(offset, 1 << 20))
+        return made[name]
+
+    return write
+
+
+def gdb(*words: object, cwd: Path | None = None) -> str:
+    """What it says on both of its outputs."""
+    tool = shutil.which("gdb")
+    if tool is None:
+        pytest.skip("needs gdb")
+    done = subprocess.run(
+        [tool, "-nx", "-batch", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+    )
+    return done.stdout
+
+
+def commands(*lines: str) -> list[str]:
+    return [word for line in lines for word in ("-ex", line)]
+
+
+def functions(text: str) -> list[str]:
+    """Of a backtrace, inlined ones left out."""
+    found: list[str] = []
+    for number, address, name in re.findall(r"^#(\d+) +(0x[0-9a-f]+ in )?(<[^>]+>|\S+) \(", text, re.MULTILINE):
+        if address or number == "0":
+            found.append(name)
+        else:
+            found[-1] = name
+    return found
+
+
+def threads(text: str) -> dict[str, list[str]]:
+    parts = re.split(r'^Thread \d+ \(LWP \d+ "(.*)"\):$', text, flags=re.MULTILINE)
+    return {name: functions(part) for name, part in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("name", [CRASH, KASLR_CRASH])
+def test_panic_stack_is_whole_by_the_dumps_own_symbols(name, folder):
+    found = functions(gdb("-x", folder(name) / "gdbinit", *commands("bt")))
+    assert found == [*PANIC, "entry_SYSCALL_64_after_hwframe"]
+
+
+@pytest.mark.parametrize("name", [CRASH, KASLR_CRASH])
+def test_panic_stack_is_whole_by_a_vmlinux(name, folder, corpus):
+    found = functions(gdb("-x", folder(name) / "gdbinit", *commands("bt"), corpus("tiny/vmlinux")))
+    assert found == [*PANIC, "entry_SYSCALL_64"]
+
+
+def test_vmlinux_is_read_once(folder, corpus):
+    mark = commands("python gdb.objfiles()[0].mark = 1")
+    told = commands("python print(hasattr(gdb.objfiles()[0], 'mark'), gdb.objfiles()[0].filename)", "p/x &_stext")
+    said = gdb(corpus("tiny/vmlinux"), *mark, "-x", folder(KASLR_CRASH) / "gdbinit", *told)
+    assert said.startswith(f"True {corpus('tiny/vmlinux')}\n")
+    stext = re.search(r"SYMBOL\(_stext\)=(\w+)", (folder(KASLR_CRASH) / "vmcoreinfo").read_text())[1]
+    assert said.endswith(f"= 0x{stext}\n")
+
+
+def test_every_stack_ends_at_an_entry_of_the_kernel(folder):
+    stacks = threads(gdb("-x", folder(CRASH) / "gdbinit", *commands("thread apply all bt")))
+    assert {"init", "kthreadd", "swapper/0"} <= stacks.keys()
+    ends = {stack[-1] for stack in stacks.values()}
+    assert ends <= {"ret_from_fork", "entry_SYSCALL_64_after_hwframe", "secondary_startup_64_no_verify"}
+
+
+def test_nothing_is_unknown(folder, corpus):
+    for file in ([], [corpus("tiny/vmlinux")]):
+        said = gdb("-x", folder(CRASH) / "gdbinit", *commands("thread apply all bt"), *file)
+        assert "??" not in said
+        assert "Backtrace stopped" not in said
+        assert "warning" not in said
+
+
+def test_threads_have_the_names_of_tasks(folder):
+    said = gdb("-x", folder(CRASH) / "gdbinit", *commands("info threads"))
+    assert re.search(r'LWP 2 "kthreadd" ', said)
+    assert re.search(r'^\* \d+ +LWP 1 "init" ', said, re.MULTILINE)
+
+
+def test_gdbinit_is_found_by_a_relative_name_and_by_source(folder):
+    assert "#0" in gdb("-x", "gdbinit", *commands("bt 1"), cwd=folder(CRASH))
+    assert "#0" in gdb(*commands("source gdbinit", "source gdbinit", "bt 1"), cwd=folder(CRASH))
+
+
+def test_a_copy_of_gdbinit_is_told_where_the_dump_is(folder, tmp_path):
+    copy = tmp_path / "gdbinit"
+    shutil.copyfile(folder(CRASH) / "gdbinit", copy)
+    said = gdb("-x", copy)
+    assert 'set $dumpfs = "/mnt"' in said
+    assert "Traceback" not in said
+    assert "#0" in gdb(*commands(f'set $dumpfs = "{folder(CRASH)}"'), "-x", copy, *commands("bt 1"))
+
+
+def test_a_folder_with_a_space_in_its_name_will_do(folder, corpus, tmp_path):
+    link = tmp_path / "a dump"
+    link.symlink_to(folder(CRASH))
+    told = commands(f'set $dumpfs = "{link}"')
+    assert "#0" in gdb(*told, "-x", link / "gdbinit", *commands("bt 1"))
+    assert "#0" in gdb(*told, "-x", link / "gdbinit", *commands("bt 1"), corpus("tiny/vmlinux"))
+
+
+def test_another_kernels_vmlinux_is_refused(folder, corpus, tmp_path):
+    other = tmp_path / "vmlinux"
+    data = corpus("tiny/vmlinux").read_bytes()
+    build_id = bytes.fromhex(re.search(r"BUILD-ID=([0-9a-f]+)", (folder(CRASH) / "vmcoreinfo").read_text())[1])
+    assert build_id in data
+    other.write_bytes(data.replace(build_id, bytes(20)))
+    said = gdb("-x", folder(CRASH) / "gdbinit", *commands("bt"), other)
+    assert f"{other} is not this kernel's: its build-id is {'0' * 40}" in said
+    assert "No stack." in said
+    assert "Traceback" not in said
+
+
+def test_tasks_are_listed_by_name(folder):
+    said = gdb("-x", folder(CRASH) / "gdbinit", *commands("dumpfs tasks kswap*", "dumpfs tasks nosuch"))
+    lines = said.strip().splitlines()
+    assert lines[0].split() == ["THREAD", "PID", "CPU", "STATE", "NAME"]
+    assert lines[1].split()[-2:] == ["S", "kswapd0"]
+    assert lines[-1] == "no such task"
+
+
+def test_the_log_is_printed(folder):
+    said = gdb("-x", folder(CRASH) / "gdbinit", *commands("dumpfs log Kernel panic"))
+    assert re.fullmatch(r"\[ +[\d.]+\] Kernel panic - not syncing: sysrq triggered crash\n", said)
+
+
+def test_pages_are_told_apart(folder):
+    said = gdb(
+        "-x",
+        folder(CRASH) / "gdbinit",
+        *commands("dumpfs page &init_task", "dumpfs page lo_ioctl", "dumpfs page 0", "dumpfs page"),
+    )
+    lines = said.strip().splitlines()
+    assert re.fullmatch(r"0xffffffff8\w+: physical 0x\w+, page 0x\w+: stored", lines[0])
+    assert re.fullmatch(r"0xffffffffc\w+: physical 0x\w+, page 0x\w+: stored", lines[1])
+    assert lines[2] == "0x0: nothing is mapped there, or its page tables are not in the dump"
+    assert lines[3] == "dumpfs page: an address is needed"
+
+
+def test_modules_are_listed_and_looked_for(folder, tmp_path):
+    said = gdb("-x", folder(CRASH) / "gdbinit", *commands("dumpfs modules", f"dumpfs modules {tmp_path}"))
+    assert said.splitlines() == ["0xffffffffc0000000    32768  loop", "0xffffffffc0000000    32768  loop  no file"]
+
+
+def test_functions_of_modules_have_names_beside_a_vmlinux(folder, corpus):
+    said = gdb("-x", folder(CRASH) / "gdbinit", corpus("tiny/vmlinux"), *commands("info symbol lo_ioctl"))
+    assert said.startswith("lo_ioctl in section [loop] of ")
+
+
+def test_another_core_can_be_chosen(folder, tmp_path):
+    core = tmp_path / "vmcore-mine"
+    core.symlink_to(folder(CRASH) / "vmcore-tasks")
+    said = gdb(*commands(f'set $dumpfs_core = "{core}"'), "-x", folder(CRASH) / "gdbinit", *commands("dumpfs core"))
+    assert said == f"core: {core}\n"
+
+
+def test_own_symbol_file_alone_will_do(folder):
+    here = folder(CRASH)
+    said = gdb(here / "vmlinux", here / "vmcore-tasks", *commands("thread find 1", "bt", "thread apply all bt"))
+    assert "??" not in said
+    assert "entry_SYSCALL_64_after_hwframe" in said

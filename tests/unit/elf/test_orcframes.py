@@ -1,0 +1,120 @@
+"""ORC tables as call frame information."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+import pytest
+
+from dumpfs.elf.callframes import def_cfa, def_cfa_indirect, saved_at_cfa, saved_at_register, unsaved
+from dumpfs.elf.orcframes import CALL, END, PARTIAL, REGS, orc_coverages, translate
+from dumpfs.linux.orc import OrcEntry, OrcReg, OrcTable, OrcType
+
+RBP, RSP, R10 = 6, 7, 10
+BASE = 0xFFFFFFFF82000000
+TEXT = 0xFFFFFFFF81000000
+NOTHING = OrcEntry(0, 0, OrcReg.UNDEFINED, OrcReg.UNDEFINED, OrcType.CALL, False)
+ENTERED = OrcEntry(8, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.CALL, False)
+PUSHED = OrcEntry(16, -16, OrcReg.SP, OrcReg.PREV_SP, OrcType.CALL, False)
+ENDED = OrcEntry(0, 0, OrcReg.UNDEFINED, OrcReg.UNDEFINED, OrcType.END_OF_STACK, False)
+TRAPPED = OrcEntry(0, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.REGS, True)
+IN_ENTERED, IN_PUSHED = def_cfa(RSP, 8) + unsaved(RBP), def_cfa(RSP, 16) + saved_at_cfa(RBP, -16)
+
+
+def cover(entries: list[tuple[int, OrcEntry]], functions: list[tuple[int, int]], **more):
+    """Coverages with offsets from TEXT."""
+    ips = array("i", [TEXT + offset - BASE - 4 * i for i, (offset, _) in enumerate(entries)])
+    raw = b"".join(struct.pack("<hhBB", i, 0, 0, 0) for i in range(len(entries)))
+    table = OrcTable.thaw((BASE.to_bytes(8, "little"), ips.tobytes(), raw))
+    kept = [entry for _, entry in entries]
+    found = orc_coverages(
+        table,
+        lambda data: kept[struct.unpack_from("<h", data)[0]],
+        [(TEXT + a, TEXT + b) for a, b in functions],
+        **more,
+    )
+    return [(c.start - TEXT, c.stop - TEXT, c.kind, [(at - TEXT, ops) for at, ops in c.rows]) for c in found]
+
+
+@pytest.mark.parametrize(
+    ("entry", "frame"),
+    [
+        (OrcEntry(24, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.CALL, False), def_cfa(RSP, 24) + unsaved(RBP)),
+        (OrcEntry(16, -16, OrcReg.BP, OrcReg.PREV_SP, OrcType.CALL, False), def_cfa(RBP, 16) + saved_at_cfa(RBP, -16)),
+        (OrcEntry(0, 0, OrcReg.R10, OrcReg.BP, OrcType.CALL, False), def_cfa(R10, 0) + saved_at_register(RBP, RBP, 0)),
+        (
+            OrcEntry(-8, 0, OrcReg.BP_INDIRECT, OrcReg.UNDEFINED, OrcType.CALL, False),
+            def_cfa_indirect(RBP, -8) + unsaved(RBP),
+        ),
+        (
+            OrcEntry(16, 0, OrcReg.SP_INDIRECT, OrcReg.UNDEFINED, OrcType.CALL, False),
+            def_cfa_indirect(RSP, 0, 16) + unsaved(RBP),
+        ),
+        (OrcEntry(8, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.REGS, True), def_cfa(RSP, 8 + 168)),
+        (OrcEntry(8, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.REGS_PARTIAL, True), def_cfa(RSP, 8 + 40)),
+    ],
+)
+def test_entry_tells_where_the_frame_is(entry, frame):
+    assert translate(entry) == (entry.type, frame)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        NOTHING,
+        NOTHING._replace(type=OrcType.UNDEFINED),
+        NOTHING._replace(sp_reg=15),
+        NOTHING._replace(sp_reg=OrcReg.PREV_SP),
+    ],
+)
+def test_entries_without_meaning_are_passed_over(entry):
+    assert translate(entry) is None
+
+
+def test_rows_are_cut_at_functions():
+    found = cover([(0, ENTERED), (1, PUSHED), (16, ENTERED)], [(0, 16), (16, 32)])
+    assert found == [(0, 16, CALL, [(0, IN_ENTERED), (1, IN_PUSHED)]), (16, 32, CALL, [(16, IN_ENTERED)])]
+
+
+def test_an_entry_goes_on_in_the_next_function():
+    assert cover([(0, ENTERED)], [(0, 16), (16, 32)])[1] == (16, 32, CALL, [(16, IN_ENTERED)])
+
+
+def test_the_kind_of_frame_may_change_within_a_function():
+    found = cover([(0, TRAPPED), (8, ENTERED), (12, ENDED)], [(0, 16)])
+    assert [(start, stop, kind) for start, stop, kind, _ in found] == [(0, 8, REGS), (8, 12, CALL), (12, 16, END)]
+
+
+def test_where_nothing_is_said_the_entry_before_goes_on():
+    assert cover([(0, PUSHED), (4, NOTHING), (8, PUSHED)], [(0, 16)]) == [(0, 16, CALL, [(0, IN_PUSHED)])]
+
+
+def test_a_function_of_which_nothing_is_said_has_no_frames():
+    assert cover([(0, ENTERED), (16, NOTHING), (32, ENTERED)], [(0, 16), (16, 32), (32, 48)])[1][0] == 32
+
+
+def test_code_before_the_first_entry_has_no_frames():
+    assert cover([(24, ENTERED)], [(0, 16), (16, 32)]) == [(24, 32, CALL, [(24, IN_ENTERED)])]
+
+
+def test_entries_between_the_functions_do_not_count():
+    found = cover([(0, ENTERED), (20, PUSHED), (100, ENTERED)], [(0, 16), (100, 120)])
+    assert [(start, stop) for start, stop, _, _ in found] == [(0, 16), (100, 120)]
+
+
+def test_of_two_entries_at_one_place_the_last_counts():
+    assert cover([(0, NOTHING), (0, PUSHED)], [(0, 16)]) == [(0, 16, CALL, [(0, IN_PUSHED)])]
+
+
+def test_entries_from_user_mode_end_the_stack():
+    assert cover([(0, TRAPPED)], [(0, 16)], ends={TEXT}) == [(0, 16, END, [(0, b"")])]
+
+
+def test_interrupts_save_all_registers_and_are_signals():
+    assert REGS.signal
+    assert PARTIAL.signal
+    assert saved_at_cfa(16, -40) in REGS.rules
+    assert saved_at_cfa(16, -40) in PARTIAL.rules
+    assert saved_at_cfa(15, -168) in REGS.rules
+    assert not CALL.signal
