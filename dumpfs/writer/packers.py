@@ -146,5 +146,5 @@ def packer(flag: int) -> Packer:
         if flag == SNAPPY:
             return SnappyPacker()
     except (OSError, AttributeError, ImportError):
-        pass  # the codec's own way, or its error that names the package
+        return CodecPacker(codec(flag))  # by the binding, or its error that names the package
     return CodecPacker(codec(flag))
