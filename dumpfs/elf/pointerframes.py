@@ -31,13 +31,24 @@ _PROLOGUE = re.compile(
 """endbr64, a call or no-operation of the tracer, then the two instructions."""
 _MAX_PROLOGUE = 24
 _X86_ENDS = ("ret_from_fork", "ret_from_fork_asm", "secondary_startup_64", "entry_SYSCALL_64", "entry_SYSENTER_compat")
-_ARM64_ENDS = re.compile(r"ret_from_fork$|el0t?_|__primary_switch|secondary_startup|__secondary_switch")
-_ARM64_INTERRUPTS = re.compile(r"el1h?_")
-_ARM64_PT_REGS = 34 * 8
-"""x0 to x30, sp, pc, pstate; older kernels have more behind it, which does not matter."""
+_ARM64_VECTOR = r"(?:64_|32_)?(?:sync|irq|fiq|error)(?:_compat|_invalid)?"
+_ARM64_ENDS = re.compile(
+    rf"el0t?_{_ARM64_VECTOR}|ret_from_fork|ret_to_user|__primary_switch(?:ed)?|__secondary_switched|secondary_startup"
+)
+_ARM64_INTERRUPTS = re.compile(rf"el1[ht]?_{_ARM64_VECTOR}")
+_ARM64_PT_REGS = 8 * 34
+"""Bytes of what all kernels have in struct pt_regs: x0 to x30, sp, pc, pstate."""
+_ARM64_PC = 32
+"""The psABI has no number for the program counter; gdb and libunwind take this one."""
 
 _ARM64_FRAME = FrameKind(_X30, def_cfa(_X29, 16) + saved_at_cfa(_X29, -16) + saved_at_cfa(_X30, -8))
 _ARM64_END = FrameKind(_X30, def_cfa(_SP, 0) + undefined(_X30))
+_ARM64_INTERRUPT = FrameKind(
+    _ARM64_PC,
+    def_cfa(_SP, _ARM64_PT_REGS)
+    + b"".join(saved_at_cfa(number, 8 * number - _ARM64_PT_REGS) for number in (*range(31), _SP, _ARM64_PC)),
+    signal=True,
+)
 
 
 def pointer_coverages(inspector: Inspector, functions: Sequence[tuple[int, int]]) -> Iterator[Coverage]:
@@ -68,17 +79,12 @@ def _x86_coverages(inspector: Inspector, functions: Sequence[tuple[int, int]]) -
 
 
 def _arm64_coverages(inspector: Inspector, functions: Sequence[tuple[int, int]]) -> Iterator[Coverage]:
-    symbols = inspector.code
-    interrupt = FrameKind(
-        32,  # the psABI's number of the program counter, which an interrupt saved beside x30
-        def_cfa(_SP, _ARM64_PT_REGS)
-        + b"".join(saved_at_cfa(number, 8 * number - _ARM64_PT_REGS) for number in range(31)),
-    )
-    _ = interrupt
     for start, stop in functions:
-        symbol = symbols.lookup(start)
+        symbol = inspector.code.lookup(start)
         name = symbol.name if symbol is not None else ""
-        if _ARM64_ENDS.match(name):
-            yield Coverage(start, stop, _ARM64_END, ((start, b""),))
-        elif not _ARM64_INTERRUPTS.match(name):
-            yield Coverage(start, stop, _ARM64_FRAME, ((start, b""),))
+        kind = _ARM64_FRAME
+        if _ARM64_ENDS.fullmatch(name):
+            kind = _ARM64_END
+        elif _ARM64_INTERRUPTS.fullmatch(name):
+            kind = _ARM64_INTERRUPT
+        yield Coverage(start, stop, kind, ((start, b""),))
