@@ -1,4 +1,4 @@
-"""Page frame numbers, page states and sizes: the words everything else speaks in."""
+"""Page frame numbers, page states and sizes: the words everything else speaks in, and how they are shown."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def parse_size(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a size; write a number with K, M, G or T behind it")
     return int(match[1]) * _SUFFIXES[match[2].upper()]
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks, control characters and lone surrogates, which a hostile dump or a path may hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def render_size(nbytes: int) -> str:

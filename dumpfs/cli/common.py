@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from dumpfs.errors import DumpfsError, UsageError
+from dumpfs.units import one_line as one_line  # every command shows text with it
 
 if TYPE_CHECKING:
     from dumpfs.vfs.context import Dump, OpenOptions
@@ -52,11 +53,6 @@ def warn(message: str, hint: str | None = None, *, prog: str = PROG) -> None:
         print("\n".join(lines), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         return
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks and control characters, which a hostile dump or path may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def print_error(exc: DumpfsError, *, prog: str = PROG) -> None:

@@ -119,8 +119,8 @@ def mount_opened(
         counters,
         mount_point,
         options,
-        name=dump.paths[0],
-        total_bytes=sum(map(_size, dump.paths)),
+        name=dump.name,
+        total_bytes=sum(status.st_size for status in dump.statuses if status is not None),
         debug=debug,
     )
     dump.failures = session.failures
@@ -133,10 +133,3 @@ def mount_opened(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # gone again; its size is for df only

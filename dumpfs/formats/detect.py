@@ -67,7 +67,7 @@ def open_image(paths: Sequence[StrPath], *, format: str | None = None) -> DumpIm
         raise UsageError("no dump was named")
     chosen = _format_by_name(format)
     with ExitStack() as opened:
-        files = _open_files(paths, opened)
+        files = _open_files(find_files(paths), opened)
         if chosen is None:
             sources = [_unwrapped(f) for f in files]
             chosen = _common_format(sources)
@@ -80,6 +80,16 @@ def open_image(paths: Sequence[StrPath], *, format: str | None = None) -> DumpIm
         image = _open_as(chosen, sources)
         opened.pop_all()
         return image
+
+
+def find_files(paths: Iterable[StrPath]) -> list[str]:
+    """The files that are meant: each folder stands for the one dump in it, or for the parts of one split set.
+
+    Raises:
+        FormatError: a folder does not hold exactly one dump.
+        SourceError: a folder cannot be read.
+    """
+    return [name for path in paths for name in (_dumps_in(path) if os.path.isdir(path) else (os.fspath(path),))]
 
 
 def _format_by_name(name: str | None) -> Format | None:
@@ -97,13 +107,12 @@ def _open_as(row: Format, sources: Sequence[ByteSource]) -> DumpImage:
 
 
 def _open_files(paths: Iterable[StrPath], opened: ExitStack) -> list[ByteSource]:
-    """Sources of all the files, a folder standing for the dump inside it."""
+    """Sources of all the files."""
     found: list[ByteSource] = []
     for path in paths:
-        for name in _dumps_in(path) if os.path.isdir(path) else (path,):
-            source = FileSource(name)
-            opened.callback(source.close)
-            found.append(source)
+        source = FileSource(path)
+        opened.callback(source.close)
+        found.append(source)
     return found
 
 

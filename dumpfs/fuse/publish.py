@@ -171,7 +171,7 @@ class Publisher:
             data = node.build()
         except DumpfsError as exc:
             _LOG.warning("%s", exc.message)
-            self._finish(node.ino, State.FAILED, exc.message.encode(), exc.errno)
+            self._finish(node.ino, State.FAILED, exc.message.encode("utf-8", "backslashreplace"), exc.errno)
         except Exception:  # noqa: BLE001  # the waiting requests must hear of it
             _LOG.exception("unexpected error while building inode %#x", node.ino)
             self._finish(node.ino, State.FAILED, b"building failed unexpectedly; see the log", errno.EIO)

@@ -56,6 +56,20 @@ class FileSource:
             raise
         self._status = status
         self._size = size
+        self._folder, self._entry = self._open_folder()
+
+    def _open_folder(self) -> tuple[int, str]:
+        """The folder that holds the file, and the file's name in it; -1 when it is not to be had.
+
+        `change` looks for the file in there. By its path it might come to a mount that lies over the folder by now,
+        and the process that serves that mount would wait for itself for ever.
+        """
+        folder, name = os.path.split(os.path.realpath(self._path))
+        try:
+            descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return -1, name  # what is opened as /dev/fd/N need not be in a folder
+        return descriptor, name
 
     def _measure(self) -> int:
         """Size of a file whose stat says 0, as some of /proc do: where reading past it ends."""
@@ -156,21 +170,24 @@ class FileSource:
                 return "written to"
         except OSError as exc:
             return f"not readable any more: {exc.strerror}"
+        if self._folder < 0:
+            return None
         try:
-            there = os.stat(self._path)
+            there = os.stat(self._entry, dir_fd=self._folder, follow_symlinks=False)
         except FileNotFoundError:
             return "removed (still readable through the open descriptor)"
         except OSError:
-            return None  # the folder is out of sight, for instance under the mount point: nothing is known
+            return None  # the folder cannot be searched: nothing is known
         if (there.st_dev, there.st_ino) != (self._status.st_dev, self._status.st_ino):
             return "replaced by another file (the one opened at first is still served)"
         return None
 
     def close(self) -> None:
         """See `ByteSource.close`."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for descriptor in (self._fd, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._folder = -1
 
 
 class MemorySource:

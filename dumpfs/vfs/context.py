@@ -137,6 +137,11 @@ class Dump:
         self.image = image
         self.options = options if options is not None else OpenOptions()
         self.paths = tuple(paths)
+        self.name = self.paths[0] if self.paths else ""
+        """What the table of mounts calls it: the first path that the user gave, perhaps a folder's."""
+        self.statuses = tuple(map(_status, self.paths))
+        """What stat said of each path, or None. Asked now: later a mount may lie over the folder, perhaps our own, and
+        a process that serves a mount must not wait for it."""
         self.cache = PageCache(self.options.cache)
         self.counters: Counters = LocalCounters()
         """Replaced by the mount with counters that its workers share."""
@@ -158,13 +163,15 @@ class Dump:
         Raises:
             DumpfsError: it cannot be opened, or an option names a file that cannot be read.
         """
-        from dumpfs.formats import open_image
+        from dumpfs.formats import find_files, open_image
 
         options = options if options is not None else OpenOptions()
         override = None if options.vmcoreinfo is None else _read_vmcoreinfo(options.vmcoreinfo)
-        image = open_image(paths, format=options.format)
+        files = find_files(paths)
+        image = open_image(files, format=options.format)
         try:
-            dump = cls(image, options, [os.path.abspath(p) for p in paths], override)
+            dump = cls(image, options, map(os.path.abspath, files), override)
+            dump.name = os.path.abspath(paths[0])
             if options.vmlinux is not None or override is not None:
                 dump.need_kernel()
                 dump.inspection.open_debug_file()
@@ -273,12 +280,7 @@ class Dump:
         seconds = seconds or self.image.meta.timestamp
         if seconds is not None and 0 < seconds < 1 << 33:
             return int(seconds * 1_000_000_000)
-        for path in self.paths:
-            try:
-                return os.stat(path).st_mtime_ns
-            except OSError:
-                continue  # gone since; the next part will do
-        return 0
+        return next((status.st_mtime_ns for status in self.statuses if status is not None), 0)
 
     # -- memory
 
@@ -347,6 +349,13 @@ def last_member_stop(members: PfnSet) -> Pfn:
             return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
         end = begin
     return 0
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None  # gone already; what is open can still be read
 
 
 def _text_of(kernel: Kernel | None) -> bytes | None:

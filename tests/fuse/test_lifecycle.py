@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -75,6 +76,27 @@ def test_mount_over_the_dumps_own_folder(mount, dump):
     assert (path / "status").read_bytes()
     assert run(DUMPFS, "umount", path).returncode == 0
     assert (path / "core").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_mount_over_the_dumps_own_folder_never_waits_for_itself(mount, dump, workers):
+    path = mount.point()
+    shutil.copy(dump, path / "core")
+    options = f"log={mount.log_file(path)},workers={workers}"
+    assert run(DUMPFS, "mount", "-o", options, path / "core", path).returncode == 0
+    # In a process that can be killed: what hangs here would hang for ever.
+    assert run("ls", "-l", path).returncode == 0
+    assert json.loads(run("cat", path / "info.json").stdout)["files"][0]["size"] == dump.stat().st_size
+    assert "changes of the input:\n  none\n" in run("cat", path / "status").stdout
+
+
+def test_dump_with_an_unprintable_name(mount, dump, tmp_path):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/a,\\ \n\xff\xc3\xbc"))
+    shutil.copy(dump, odd)
+    tree = mount(odd)
+    for name in ("status", "README"):
+        assert str(tmp_path) + "/a,\\ \\n\\udcff\u00fc\n" in (tree / name).read_text(encoding="utf-8")
+    assert "vmcore" in run("ls", "-l", tree).stdout
 
 
 def message(done: subprocess.CompletedProcess[str]) -> list[str]:

@@ -7,7 +7,6 @@ numbers, times seconds since the epoch; what is unknown is null or empty.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
@@ -53,7 +52,10 @@ def build_info(dump: Dump) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "dumpfs": __version__,
-        "files": [{"path": path, "size": _file_size(path)} for path in dump.paths],
+        "files": [
+            {"path": path, "size": None if status is None else status.st_size}
+            for path, status in zip(dump.paths, dump.statuses, strict=True)
+        ],
         "dump": {f.name: getattr(meta, f.name) for f in fields(meta) if f.name not in _NOT_META}
         | {"level": meta.dump_level, "level_excludes": level_words(meta.dump_level), "uts": asdict(meta.uts)},
         "header": dict(meta.header),
@@ -72,13 +74,6 @@ def level_words(level: int | None) -> list[str] | None:
     if level is None or level < 0:
         return None
     return [word for bit, word in LEVEL_BITS.items() if level & bit]
-
-
-def _file_size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None  # removed since; the opened dump is still readable
 
 
 def _kernel(dump: Dump) -> dict[str, object] | None:

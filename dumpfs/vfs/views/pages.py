@@ -6,6 +6,7 @@ name is its pfn in decimal; 0x... is understood too, but not listed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
@@ -74,7 +75,7 @@ class PageFile(FileNode):
             values["source"] = info.source
         if info.detail:
             values["detail"] = info.detail
-        return {f"user.dumpfs.{name}": value.encode() for name, value in values.items()}
+        return {f"user.dumpfs.{name}": os.fsencode(value) for name, value in values.items()}
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.units import one_line
 from dumpfs.vfs.views.base import RenderedFile
 
 _WIDTH = 100
@@ -26,13 +27,13 @@ class ReadmeFile(RenderedFile):
             if reason is None:
                 here.append(_entry(path, view.ABOUT))
             else:
-                absent.append(_entry(path, reason))
+                absent.append(_entry(path, one_line(reason)))
         paragraphs = [
             _fill(
                 "This is the crash dump of a Linux kernel, shown as files by dumpfs. Nothing here can be changed. The"
                 " time of every file is the time of the crash. dumpfs(5) tells more."
             ),
-            "Dump:\n" + "\n".join(f"  {path}" for path in dump.paths),
+            "Dump:\n" + "\n".join(f"  {one_line(path)}" for path in dump.paths),
             "Files:\n\n" + "\n".join(here),
         ]
         if absent:

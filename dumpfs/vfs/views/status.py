@@ -8,7 +8,7 @@ from enum import Enum
 from typing import ClassVar
 
 from dumpfs import __version__
-from dumpfs.units import render_size
+from dumpfs.units import one_line, render_size
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import DumpFile, explain
 from dumpfs.vfs.views.dmesg import DmesgFile
@@ -62,7 +62,7 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
     empty = True
     for line in lines:
         empty = False
-        yield f"  {line}"
+        yield f"  {one_line(line)}"
     if empty:
         yield "  none"
 

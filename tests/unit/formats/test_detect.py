@@ -18,6 +18,7 @@ from dumpfs.errors import (
 )
 from dumpfs.formats import open_image
 from dumpfs.formats.detect import FORMAT_NAMES
+from dumpfs.vfs.context import Dump
 from tests.build.elf import ElfSpec, Segment, build_elf
 from tests.build.flat import flatten, wrap
 from tests.build.kdump import KdumpSpec, build_kdump, split_parts
@@ -217,6 +218,15 @@ def test_folder_with_a_whole_split_set_stands_for_it(put, tmp_path):
     image = open_image([tmp_path])
     assert image.meta.complete
     image.close()
+
+
+def test_files_of_a_folder_are_named_one_by_one(put, tmp_path):
+    put(PARTS[1], "dump.2")
+    put(PARTS[0], "dump.1")
+    with Dump.open([tmp_path]) as dump:
+        assert dump.paths == (str(tmp_path / "dump.1"), str(tmp_path / "dump.2"))
+        assert [status.st_size for status in dump.statuses] == [len(PARTS[0]), len(PARTS[1])]
+        assert dump.name == str(tmp_path)
 
 
 def test_folder_with_parts_and_another_dump_is_refused(put, tmp_path):
