@@ -38,7 +38,7 @@ declare -gA _dumpfs_values=(
 )
 
 # Files of the tree.
-_dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcore-kern vmcore-tasks vmcoreinfo'
+_dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg gdb/extra.symbols gdb/modules.json gdbinit hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcore-kern vmcore-tasks vmcoreinfo vmlinux'
 
 # The word left of the cursor as the shell will see it: COMP_WORDS is cut at = and : too.
 _dumpfs_word() {

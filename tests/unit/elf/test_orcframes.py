@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import struct
 from array import array
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dumpfs.elf.callframes import def_cfa, def_cfa_indirect, saved_at_cfa, saved_at_register, unsaved
+from dumpfs.elf.callframes import FrameSection, def_cfa, def_cfa_indirect, saved_at_cfa, saved_at_register, unsaved
 from dumpfs.elf.orcframes import CALL, END, PARTIAL, REGS, orc_coverages, translate
 from dumpfs.linux.orc import OrcEntry, OrcReg, OrcTable, OrcType
 
@@ -118,3 +121,32 @@ def test_interrupts_save_all_registers_and_are_signals():
     assert saved_at_cfa(16, -40) in PARTIAL.rules
     assert saved_at_cfa(15, -168) in REGS.rules
     assert not CALL.signal
+
+
+ENTRIES = st.builds(
+    OrcEntry,
+    st.integers(-(1 << 15), (1 << 15) - 1),
+    st.integers(-(1 << 15), (1 << 15) - 1),
+    st.integers(0, 15),
+    st.integers(0, 15),
+    st.sampled_from(OrcType),
+    st.booleans(),
+)
+
+
+@given(st.lists(st.tuples(st.integers(-64, 300), ENTRIES), max_size=20), st.lists(st.integers(0, 256), max_size=6))
+def test_any_table_makes_frames_inside_its_functions(entries, bounds):
+    bounds = sorted(set(bounds))
+    functions = list(pairwise(bounds))
+    found = cover(entries, functions)
+    at = 0
+    for start, stop, _, rows in found:
+        assert at <= start < stop
+        assert any(first <= start and stop <= last for first, last in functions)
+        assert [place for place, _ in rows] == sorted(place for place, _ in rows)
+        assert rows[0][0] == start
+        at = stop
+    section = FrameSection(8, "little")
+    for start, stop, kind, rows in found:
+        section.add([(TEXT + start, TEXT + stop, kind, [(TEXT + place, ops) for place, ops in rows])])
+    section.build()
