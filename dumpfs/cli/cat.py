@@ -34,7 +34,10 @@ _SMALL_PIECE = 4096
 
 
 def _number(text: str) -> int:
-    return int(text, 16) if text.lower().startswith("0x") else parse_size(text)
+    try:
+        return int(text, 16) if text.lower().startswith("0x") else parse_size(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -47,10 +47,9 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

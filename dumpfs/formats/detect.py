@@ -157,7 +157,8 @@ def _common_format(sources: Sequence[ByteSource]) -> Format:
     for row, source in zip(formats, sources, strict=True):
         if len(sources) > 1 and not row.in_parts:
             raise UsageError(
-                f"{source.name} is a {row.name} dump: several files can only be the parts of one split kdump set"
+                f"{source.name}: a dump of format {row.name} is one file; only kdump dumps are split into several",
+                hint="name one dump",
             )
     return formats[0]
 

@@ -142,6 +142,7 @@ def _others_allowed() -> bool:
 _FAILURES = (
     ("user has no write access to mountpoint", "the mount point must belong to you: use a folder of your own"),
     ("bad mount point", "the mount point must be a folder that you may enter"),
+    ("failed to chdir to mountpoint", "the mount point must be a folder that you may enter"),
     ("user_allow_other", f"root can write user_allow_other into {_FUSE_CONF}; or leave allow_other out"),
     ("too many FUSE filesystems", f"unmount some, or raise mount_max in {_FUSE_CONF}"),
     ("device not found", "modprobe fuse"),
@@ -242,6 +243,9 @@ def _unmount_failure(path: str, printed: str) -> MountError:
         names = ", ".join(f"{name} (pid {pid})" for pid, name in users[:_NAMED_USERS])
         more = ", and more" if len(users) > _NAMED_USERS else ""
         hint = f"used by {names}{more}; " if names else ""
+        inner = next((mount.path for mount in reversed(mounts()) if mount.path.startswith(path + "/")), None)
+        if inner is not None:
+            hint += f"{inner} is mounted inside it; "
         hint += f"dumpfs umount -l {path} takes it out of sight at once"
     elif "not installed" in text:
         hint = "apt install fuse3"

@@ -21,6 +21,8 @@ MAX_WORKERS = 64
 DEFAULT_WORKERS = 4
 """Processes that serve a mount unless `workers=` says otherwise, or the machine has fewer processors."""
 DEFAULT_UMASK = 0o077
+_MAX_ID = (1 << 32) - 2
+"""The largest number of a user or a group; the next one means 'none' to the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,16 @@ def _workers(text: str) -> int:
     return value
 
 
+def _id(text: str) -> int:
+    value = int(text)
+    if value > _MAX_ID:
+        raise ValueError(f"{text!r} is not between 0 and {_MAX_ID}")
+    return value
+
+
 def _user(text: str) -> int:
     if text.isdecimal():
-        return int(text)
+        return _id(text)
     import pwd
 
     try:
@@ -116,7 +125,7 @@ def _user(text: str) -> int:
 
 def _group(text: str) -> int:
     if text.isdecimal():
-        return int(text)
+        return _id(text)
     import grp
 
     try:

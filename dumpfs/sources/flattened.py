@@ -90,8 +90,10 @@ class FlattenedSource:
 
     def _check_header(self) -> None:
         head = self.inner.read_at(0, _FILE_HEADER.size)
-        if len(head) < _FILE_HEADER.size or not probe(head):
+        if not probe(head):
             raise CorruptDumpError(self.inner.name, "no flattened header", offset=0)
+        if len(head) < _FILE_HEADER.size:
+            raise self._cut_in_header()
         _, kind, version = _FILE_HEADER.unpack(head)
         if (kind, version) != (_TYPE, _VERSION):
             raise UnsupportedFeatureError(
@@ -100,11 +102,14 @@ class FlattenedSource:
                 offset=len(SIGNATURE),
             )
         if self.inner.size <= _HEADER_SIZE:
-            raise TruncatedDumpError(
-                self.inner.name,
-                f"the flattened stream ends in its header ({self.inner.size} bytes)",
-                hint="the transfer was cut short; there is nothing to read",
-            )
+            raise self._cut_in_header()
+
+    def _cut_in_header(self) -> TruncatedDumpError:
+        return TruncatedDumpError(
+            self.inner.name,
+            f"the flattened stream ends in its header ({self.inner.size} bytes)",
+            hint="the transfer was cut short; there is nothing to read",
+        )
 
     # -- the index -------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,12 @@ import stat
 
 from dumpfs.errors import SourceError
 
+_IS_FOLDER_HINT = "name the dump file inside it"
 _HINTS = {
-    "Permission denied": "read it as the user who may, or change its mode",
-    "Is a directory": "name the dump file inside it",
+    errno.EACCES: "read it as the user who may, or change its mode",
+    errno.ENOTCONN: "it is in a mount whose process is gone: dumpfs umount clears that",
 }
+_ROOT_HINT = "root is kept out of other users' mounts: read it as the user who mounted, or mount with allow_other"
 
 _LAST_OFFSET = 1 << 62
 """No file reaches there, and the kernel takes no offset of 2^63 or more; a damaged descriptor may hold any."""
@@ -36,7 +38,8 @@ class FileSource:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             problem = exc.strerror or str(exc)
-            raise SourceError(self._name, problem, hint=_HINTS.get(problem)) from exc
+            kept_out = exc.errno == errno.EACCES and not os.geteuid()
+            raise SourceError(self._name, problem, hint=_ROOT_HINT if kept_out else _HINTS.get(exc.errno or 0)) from exc
         try:
             status = os.fstat(self._fd)
             if stat.S_ISBLK(status.st_mode):
@@ -44,7 +47,7 @@ class FileSource:
             elif stat.S_ISREG(status.st_mode):
                 size = status.st_size or self._measure()
             elif stat.S_ISDIR(status.st_mode):
-                raise SourceError(self._name, "is a directory", hint=_HINTS["Is a directory"])
+                raise SourceError(self._name, "is a directory", hint=_IS_FOLDER_HINT)
             elif stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode):
                 raise SourceError(
                     self._name, "is a pipe, and a dump is read by position", hint="save it to a file first"

@@ -75,6 +75,8 @@ def test_every_verb_has_a_parser(name):
         (["umount"], "umount: the following arguments are required: MOUNTPOINT"),
         (["mount", "only-one"], "mount: a dump and a mount point are needed"),
         (["mount", "-o", "nonsense", "a", "b"], "-o nonsense: unknown option"),
+        (["cat", "--offset=-1", "a", "b"], "cat: argument --offset: '-1' is not a number of bytes"),
+        (["check", "--jobs", "0", "a"], "check: argument --jobs: '0' is not a number of processes"),
     ],
 )
 def test_usage_error_is_one_line_a_hint_and_2(arguments, message, capsys):

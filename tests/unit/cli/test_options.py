@@ -104,6 +104,8 @@ def test_relative_paths_become_absolute_before_the_daemon_changes_its_folder():
         ("workers=many", "-o workers: 'many' is not a number"),
         ("umask=9", "-o umask: '9' is not an octal mode"),
         ("uid=no-such-user-here", "-o uid: there is no user 'no-such-user-here'"),
+        ("uid=4294967295", "-o uid: '4294967295' is not between 0 and 4294967294"),
+        ("gid=99999999999999999999", "-o gid: '99999999999999999999' is not between 0 and 4294967294"),
         ("gid=no-such-group-here", "-o gid: there is no group 'no-such-group-here'"),
         ("allow_other=1", "-o allow_other: takes no value"),
         ("ro=1", "-o ro: takes no value"),

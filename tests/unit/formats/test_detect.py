@@ -198,7 +198,7 @@ def test_vmlinux_is_refused_with_the_option_that_takes_it(put, kind):
 
 
 def test_several_files_must_be_parts_of_a_set(put):
-    with pytest.raises(UsageError, match="parts of one split kdump set"):
+    with pytest.raises(UsageError, match="only kdump dumps are split"):
         open_image([put(ELF, "a"), put(ELF, "b")])
     with pytest.raises(UsageError, match="a raw dump is one file"):
         open_image([put(ELF, "a"), put(ELF, "b")], format="raw")

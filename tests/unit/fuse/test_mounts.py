@@ -92,6 +92,7 @@ def test_missing_mount_point_has_a_hint(tmp_path):
         ("fuse: failed to exec fusermount3: No such file or directory\n", "failed to exec", "apt install fuse3"),
         ("fusermount3: mount failed: Operation not permitted\n", "mount failed", "SYS_ADMIN"),
         ("fusermount3: too many FUSE filesystems; mount_max=N can be set\n", "too many", "mount_max"),
+        ("fusermount3: failed to chdir to mountpoint: Permission denied\n", "failed to chdir", "may enter"),
         ("something else\n", "something else", None),
         ("", "mounting failed", None),
     ],
@@ -102,6 +103,16 @@ def test_failure_is_one_line_with_what_helps(printed, message, hint):
     assert "\n" not in error.message
     assert (error.hint is None) == (hint is None)
     assert hint is None or hint in (error.hint or "")
+
+
+def test_mount_in_use_names_the_mount_inside_it(monkeypatch):
+    table = [mounts.Mount("0:7", path, mounts.FSTYPE, "dump") for path in ("/x", "/x/hmem", "/xy")]
+    monkeypatch.setattr(mounts, "mounts", lambda: table)
+    monkeypatch.setattr(mounts, "users_of", lambda path: iter([(12, "less")]))
+    error = mounts._unmount_failure("/x", "umount: /x: target is busy.\n")
+    assert error.message == "/x: is in use"
+    expected = "used by less (pid 12); /x/hmem is mounted inside it; dumpfs umount -l /x takes it out of sight at once"
+    assert error.hint == expected
 
 
 def test_users_of_a_folder_are_found(tmp_path):

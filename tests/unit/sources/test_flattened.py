@@ -124,6 +124,12 @@ def test_what_precedes_an_impossible_record_is_served(bad, complaint):
     assert complaint in source.incomplete_reason
 
 
+@pytest.mark.parametrize("size", [16, 31, 4095, 4096])
+def test_stream_cut_in_its_header_is_told_so(size):
+    with pytest.raises(TruncatedDumpError, match=rf"ends in its header \({size} bytes\)"):
+        opened(flat_header()[:size])
+
+
 def test_impossible_first_record_is_refused_with_its_place():
     with pytest.raises(CorruptDumpError, match=r"record 0 .* at offset 0x1000"):
         opened(flat_header() + struct.pack(">qq", -7, 5) + bytes(5))

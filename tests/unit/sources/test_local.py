@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
+from dumpfs.errors import SourceError
 from dumpfs.sources.local import FileSource
 
 
@@ -62,3 +64,23 @@ def test_closing_leaves_no_descriptor_open(tmp_path):
     for _ in range(3):
         FileSource(tmp_path / "dump").close()
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("number", "user", "hint"),
+    [
+        (errno.EACCES, 1000, "change its mode"),
+        (errno.EACCES, 0, "kept out of other users' mounts"),
+        (errno.ENOTCONN, 0, "dumpfs umount"),
+    ],
+)
+def test_file_that_cannot_be_opened_has_a_hint(monkeypatch, number, user, hint):
+    def refuse(*_args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(SourceError) as failure:
+        FileSource("dump")
+    assert failure.value.message == f"dump: {os.strerror(number)}"
+    assert hint in failure.value.hint

@@ -90,9 +90,8 @@ def test_crash_time(text, timestamp, expected):
 
 
 def test_crash_time_falls_back_on_the_files(tmp_path):
-    dump = fake_dump(FakeImage({0: S}))
     (tmp_path / "dump").write_bytes(b"")
-    dump.paths = ("/gone", str(tmp_path / "dump"))
+    dump = Dump(FakeImage({0: S}), paths=["/gone", str(tmp_path / "dump")])
     assert dump.crash_time_ns == (tmp_path / "dump").stat().st_mtime_ns
 
 
