@@ -317,7 +317,7 @@ class Adapter(pyfuse3.Operations):
                     page.entry_timeout = page.attr_timeout = 0
                     bare = True
                 page.st_ino = node
-                if not reply(token, name.encode(), page, cookie):
+                if not reply(token, name, page, cookie):  # type: ignore[arg-type]  # bytes, see `Entry`
                     return
             else:
                 bare = False

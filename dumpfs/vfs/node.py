@@ -90,6 +90,10 @@ class FileNode(Node):
         return {}
 
 
+Entry = tuple[int, str, "Node"] | tuple[int, bytes, int]
+"""What a directory lists: own cookie, name, and the node or, with the name in bytes, the inode number of a file."""
+
+
 @dataclass(slots=True)
 class DirNode(Node):
     """A directory."""
@@ -99,11 +103,11 @@ class DirNode(Node):
         """The entry called `name`, or None."""
 
     @abstractmethod
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """Entries after position `cookie` (0: from the start) as (own cookie, name, node or inode number).
 
         Cookies are positive, stable and ascending, so a listing may resume anywhere. An inode number stands for a
-        file whose attributes the lister need not know, as for a million pages.
+        file whose attributes the lister need not know, as for a million pages; its name is encoded already.
         """
 
     def subdirectories(self) -> int:

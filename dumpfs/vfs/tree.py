@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, FileNode, Node, make_ino
+from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, Entry, FileNode, Node, make_ino
 
 if TYPE_CHECKING:
     from dumpfs.vfs.context import Dump
@@ -100,7 +100,7 @@ class FixedDir(DirNode):
             return None
         return self.tree.at(f"{self.path}/{name}" if self.path else name)
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`; a cookie is the row's position in the table."""
         return (entry for entry in self._children() if entry[0] > cookie)
 

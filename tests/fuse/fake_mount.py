@@ -21,7 +21,7 @@ from dumpfs.fuse import mounts
 from dumpfs.fuse.options import parse_options
 from dumpfs.memory.cache import PageCache
 from dumpfs.units import PageState
-from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, FileNode, Node, make_ino
+from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, Entry, FileNode, Node, make_ino
 
 PAGE = 4096
 ZERO_SIZE = 8 << 30
@@ -175,7 +175,7 @@ class Folder(DirNode):
     def lookup(self, name: str) -> Node | None:
         return self.children.get(name)
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         for position, (name, node) in enumerate(self.children.items(), 1):
             if position > cookie:
                 yield position, name, node
@@ -191,9 +191,9 @@ class Many(DirNode):
     def lookup(self, name: str) -> Node | None:
         return Text(make_ino(1, int(name)), name.encode()) if name.isdigit() and int(name) < MANY else None
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         pfns = range(cookie, MANY)
-        return zip(range(cookie + 1, MANY + 1), map(str, pfns), map(make_ino(1, 0).__add__, pfns), strict=True)
+        return zip(range(cookie + 1, MANY + 1), map(b"%d".__mod__, pfns), map(make_ino(1, 0).__add__, pfns), strict=True)
 
 
 class FakeTree:

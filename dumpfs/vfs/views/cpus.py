@@ -13,7 +13,7 @@ from dumpfs.errors import ViewError
 from dumpfs.linux.inspect import MAX_CPUS, Inspector
 from dumpfs.linux.procfs import render_registers, render_stack
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.node import DirNode, Node, make_ino
+from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile
 from dumpfs.vfs.views.tasks import InsideDir
 
@@ -73,7 +73,7 @@ class CpuDir(DirNode):
         """See `DirNode.lookup`."""
         return _node(self.dump, self.cpu, 1 + _NAMES.index(name)) if name in FILES else None
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`."""
         for position in range(cookie + 1, len(_NAMES) + 1):
             yield position, _NAMES[position - 1], _node(self.dump, self.cpu, position)
@@ -103,7 +103,7 @@ class CpusDir(InsideDir):
         """See `tree.MemberDir`."""
         return _node(self.dump, index >> _SHIFT, index & (1 << _SHIFT) - 1)
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`; a cookie is the processor's number + 1."""
         for cpu in self.dump.inspection.inspector.cpus:
             if cpu + 1 > cookie:

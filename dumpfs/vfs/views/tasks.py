@@ -15,7 +15,7 @@ from dumpfs.linux import procfs
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.tasks import PID_MAX_LIMIT, Task
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.node import DirNode, Node, make_ino
+from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile, preparer
 
 SPACE = 3
@@ -101,7 +101,7 @@ class TaskDir(InsideDir):
             return _node(self.dump, self.tid, self._base + 1 + _NAMES.index(name))
         return _node(self.dump, self.tid, _THREADS) if name == "task" and not self.thread else None
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`."""
         names = _NAMES if self.thread else (*_NAMES, "task")
         for position, name in enumerate(names, 1):
@@ -128,7 +128,7 @@ class ThreadsDir(InsideDir):
         tid = _parse_pid(name)
         return _node(self.dump, tid, _THREAD) if tid is not None and tid in self._threads() else None
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`; a cookie is the tid + 1."""
         for tid in self._threads():
             if tid + 1 > cookie:
@@ -170,7 +170,7 @@ class TasksDir(InsideDir):
         tid, number = index >> _SHIFT, index & (1 << _SHIFT) - 1
         return _node(self.dump, tid, number)
 
-    def entries(self, cookie: int) -> Iterator[tuple[int, str, Node | int]]:
+    def entries(self, cookie: int) -> Iterator[Entry]:
         """See `DirNode.entries`; a cookie is the pid + 1."""
         for pid in sorted(self._processes()):
             if pid + 1 > cookie:

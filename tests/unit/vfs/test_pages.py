@@ -37,7 +37,7 @@ def test_hexadecimal_name_is_the_same_file():
 
 
 def test_only_stored_pages_are_listed():
-    assert [e[1] for e in folder({1: S, 2: E, 3: L, 9: S}).entries(0)] == ["1", "9"]
+    assert [e[1] for e in folder({1: S, 2: E, 3: L, 9: S}).entries(0)] == [b"1", b"9"]
 
 
 def listing(members: set[int], cookie: int = 0) -> list:
@@ -50,7 +50,7 @@ def listing(members: set[int], cookie: int = 0) -> list:
 
 
 def expected(members: set[int], cookie: int = 0) -> list:
-    return [(m + 1, str(m), make_ino(pages.SPACE, m)) for m in sorted(members) if m + 1 > cookie]
+    return [(m + 1, b"%d" % m, make_ino(pages.SPACE, m)) for m in sorted(members) if m + 1 > cookie]
 
 
 RANDOM = random.Random(5)
@@ -127,7 +127,7 @@ def test_pages_are_the_kernels_where_the_dumps_blocks_are_larger():
     image = FakeImage({1: S}, block_size=65536, vmcoreinfo=b"OSRELEASE=6.1\nPAGESIZE=4096\n")
     dump = fake_dump(image)
     d = dump.tree.lookup_path("pages")
-    assert [e[1] for e in d.entries(0)] == [str(p) for p in range(16, 32)]
+    assert [e[1] for e in d.entries(0)] == [b"%d" % p for p in range(16, 32)]
     assert d.lookup("17").read(0, PAGE) == image.content(1)[PAGE : 2 * PAGE]
     assert d.lookup("32") is None
 
@@ -137,4 +137,4 @@ def test_range_set_is_listed_too():
     image.stored = RangeSet([(1 << 40, (1 << 40) + 3), (1 << 44, (1 << 44) + 70)])
     entries = list(fake_dump(image).tree.lookup_path("pages").entries(0))
     assert len(entries) == 73
-    assert entries[3][1] == str(1 << 44)
+    assert entries[3][1] == b"%d" % (1 << 44)
