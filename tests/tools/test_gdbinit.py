@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from dumpfs.vfs.context import Dump
 
@@ -219,3 +221,59 @@ def test_own_symbol_file_alone_will_do(folder):
     said = gdb(here / "vmlinux", here / "vmcore-tasks", *commands("thread find 1", "bt", "thread apply all bt"))
     assert "??" not in said
     assert "entry_SYSCALL_64_after_hwframe" in said
+
+
+def interrupted_core(dump: Dump, source: Path, target: Path, *, user: bool) -> None:
+    """A core whose first thread is in a page fault's entry: what it did before lies in a struct pt_regs below it."""
+    inspector = dump.inspection.inspector
+    entry, called = (inspector.symbol(name) for name in ("asm_exc_page_fault", "exc_page_fault"))
+    code = inspector.space.read(entry, 48)
+    distance = called - entry - 5
+    (call,) = (
+        at for at in range(43) if code[at : at + 5] == b"\xe8" + (distance - at).to_bytes(4, "little", signed=True)
+    )
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        segments = list(ELFFile(file).iter_segments())
+        notes = segments[0]["p_offset"]
+        file.seek(notes)
+        registers_at = notes + file.read(segments[0]["p_filesz"]).index(b"CORE\0") + 8 + 112
+        file.seek(registers_at)
+        registers = list(struct.unpack("<27Q", file.read(8 * 27)))
+        rip, rsp = registers[16], registers[19]
+        saved = [*registers[:16], rip, 0x10, 0x2, rsp, 0x18]
+        if user:
+            saved[16:] = [0x401234, 0x33, 0x2, 0x7FFF0000, 0x2B]
+        here = rsp - 1024
+        segment = next(s for s in segments[1:] if s["p_vaddr"] <= here < s["p_vaddr"] + s["p_filesz"])
+        file.seek(segment["p_offset"] + here - segment["p_vaddr"])
+        file.write(struct.pack("<21Q", *saved))
+        registers[16], registers[19] = entry + call + 5, here
+        file.seek(registers_at)
+        file.write(struct.pack("<27Q", *registers))
+
+
+@pytest.fixture(params=[False, True], ids=["own symbols", "vmlinux"])
+def symbols(request, corpus) -> list[Path]:
+    return [corpus("tiny/vmlinux")] if request.param else []
+
+
+def test_a_stack_goes_on_where_an_exception_interrupted_the_kernel(corpus, folder, tmp_path, symbols):
+    core = tmp_path / "core"
+    with Dump.open([str(corpus(KASLR_CRASH))]) as dump:
+        interrupted_core(dump, folder(KASLR_CRASH) / "vmcore-tasks", core, user=False)
+    start = commands(f'set $dumpfs_core = "{core}"')
+    said = gdb(*start, "-x", folder(KASLR_CRASH) / "gdbinit", *commands("bt"), *symbols)
+    names = re.findall(r"^#\d+ +(?:0x[0-9a-f]+ in )?(\S+) \(", said, re.MULTILINE)
+    assert names[0] == "asm_exc_page_fault"
+    assert [name for name in names if name in PANIC] == PANIC
+
+
+def test_a_stack_ends_at_an_exception_of_a_user_program(corpus, folder, tmp_path, symbols):
+    core = tmp_path / "core"
+    with Dump.open([str(corpus(KASLR_CRASH))]) as dump:
+        interrupted_core(dump, folder(KASLR_CRASH) / "vmcore-tasks", core, user=True)
+    start = commands(f'set $dumpfs_core = "{core}"')
+    said = gdb(*start, "-x", folder(KASLR_CRASH) / "gdbinit", *commands("bt"), *symbols)
+    assert functions(said) == ["asm_exc_page_fault"]
+    assert "Backtrace stopped" not in said
