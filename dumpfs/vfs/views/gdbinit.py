@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import ClassVar, TypeVar
 
 from dumpfs import __version__
@@ -67,6 +66,8 @@ class ModulesJson(InsideBuiltFile):
 
 def render_gdbinit(inspector: Inspector) -> bytes:
     """The text of the script."""
+    from importlib.resources import files  # it takes longer to import than all of this module
+
     kernel = inspector.kernel
     folder = files("dumpfs.vfs") / "gdb"
     facts = json.dumps(collect_facts(inspector), separators=(",", ":"))

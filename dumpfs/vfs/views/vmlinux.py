@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dumpfs.elf.kernelfile import build_symbol_file
 from dumpfs.vfs.views.inside import InsideBuiltFile
+
+# What builds the files is imported by the helper process that builds: a listing of the root needs only their names.
 
 
 @dataclass(slots=True)
@@ -21,6 +22,8 @@ class VmlinuxFile(InsideBuiltFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
+        from dumpfs.elf.kernelfile import build_symbol_file
+
         return build_symbol_file(self.inspector, whole=True)
 
 
@@ -34,4 +37,6 @@ class ExtraSymbolsFile(InsideBuiltFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
+        from dumpfs.elf.kernelfile import build_symbol_file
+
         return build_symbol_file(self.inspector, whole=False)
