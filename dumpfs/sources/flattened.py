@@ -47,6 +47,13 @@ _SMALL_WINDOW = 64
 _LARGE_WINDOW = 1 << 20
 _SEEK_PAYS = 4096
 """Bytes per record above which reading the 16-byte headers one by one is cheaper than reading everything."""
+_MANY = 1 << 16
+_MIN_RECORD_BYTES = 32
+_MIN_STREAK_BYTES = 256
+"""Bytes of the file for each record and each streak, on average, below which a stream that has many is refused: its
+index would be as large as the file and take minutes to make. Writers put whole buffers into a record, 13 KiB and more
+in the mean.
+"""
 _GATHER = 1 << 16
 """Records taken by one read of the file at most: 1 MiB of headers beside the payload."""
 
@@ -66,7 +73,8 @@ class FlattenedSource:
     Raises:
         UnsupportedFeatureError: type or version is not 1.
         TruncatedDumpError: it ends before any record.
-        CorruptDumpError: its very first record is impossible, or there is none; or nearly all of it is gaps.
+        CorruptDumpError: its very first record is impossible, or there is none; or nearly all of it is gaps, or it
+            falls into a great many tiny records.
     """
 
     is_flattened = True
@@ -130,6 +138,7 @@ class FlattenedSource:
                 if len(window) < _RECORD_SIZE:
                     self._stop_early(position, "has no end mark")
                     break
+            self._check_crowd(position)
             last = len(window) - _RECORD_SIZE
             while local <= last:
                 offset, size = unpack(window, local)
@@ -155,6 +164,13 @@ class FlattenedSource:
             self._stops.append(end)
         self._records.append(len(self._starts))
         self._drop_empty_tail()
+
+    def _check_crowd(self, position: int) -> None:
+        """Refuse a stream that is nearly all record headers, before its index fills the memory."""
+        records, streaks = len(self._starts), len(self._heads)
+        if records > max(_MANY, position // _MIN_RECORD_BYTES) or streaks > max(_MANY, position // _MIN_STREAK_BYTES):
+            problem = f"the flattened stream has {records} records, in {streaks} places, in its first {position} bytes"
+            raise CorruptDumpError(self.inner.name, problem)
 
     def _begin_streak(self, offset: int, payload: int, end: int) -> None:
         if end >= 0:

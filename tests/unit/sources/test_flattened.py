@@ -124,6 +124,17 @@ def test_what_precedes_an_impossible_record_is_served(bad, complaint):
     assert complaint in source.incomplete_reason
 
 
+@pytest.mark.parametrize(("step", "size"), [(1, 1), (-2, 1), (-40, 20)])
+def test_stream_of_countless_tiny_records_is_refused(step, size):
+    with pytest.raises(CorruptDumpError, match=r"has \d+ records, in \d+ places, in its first \d+ bytes"):
+        opened(flat_header() + b"".join(record(10_000_000 + step * i, b"x" * size) for i in range(200_000)))
+
+
+def test_many_scattered_records_of_some_size_are_served():
+    source = opened(flat_header() + b"".join(record(512 * i, b"x" * 256) for i in range(70_000)))
+    assert source.record_count == 70_000
+
+
 @pytest.mark.parametrize("size", [16, 31, 4095, 4096])
 def test_stream_cut_in_its_header_is_told_so(size):
     with pytest.raises(TruncatedDumpError, match=rf"ends in its header \({size} bytes\)"):
