@@ -86,6 +86,8 @@ class LayoutFacts:
     """What the user says, or None."""
     kaslr: int | None = None
     """What the user says, or None."""
+    root: tuple[int, int] | None = None
+    """(physical address, levels) of a root table that a search found; see `Arch.find_root`."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,8 @@ class Arch:
     """How far the kernel runs from the link addresses in a `Vmcoreinfo` that was made from a vmlinux, or None."""
     find_vmcoreinfo: Callable[[PhysMemory], tuple[bytes, str] | None] | None = None
     """VMCOREINFO (text, where it was) by a pointer at a fixed physical address."""
+    find_root: Callable[[PhysMemory], tuple[int, int] | None] | None = None
+    """(physical address, levels) of a root page table by a search of memory, which may take long."""
     detect_byteorder: Callable[[PhysMemory], ByteOrder | None] | None = None
     """For architectures of either order: what memory says."""
 

@@ -41,7 +41,7 @@ _PTI_USER = 1 << 12
 _CR3, _CR4, _CR4_LA57 = 416, 424, 1 << 12
 """Byte offsets of cr3 and cr4 in QEMU's note, and cr4's bit for 5-level paging."""
 
-_DIRECT_MAP = {
+DIRECT_MAP = {
     4: (0xFFFF880000000000, 0xFFFFC80000000000, (0xFFFF888000000000, 0xFFFF880000000000, 0xFFFF810000000000)),
     5: (0xFF11000000000000, 0xFF91000000000000, (0xFF11000000000000, 0xFF10000000000000)),
 }
@@ -170,7 +170,8 @@ def _find_by_cr3(facts: LayoutFacts, layout: KernelLayout) -> None:
             continue
         vaddr, paddr = found
         layout.tables = tables
-        layout.set("phys_base", paddr - (vaddr - START_KERNEL_MAP), "page tables of a processor's cr3")
+        origin = "page tables found by a search" if facts.root is not None else "page tables of a processor's cr3"
+        layout.set("phys_base", paddr - (vaddr - START_KERNEL_MAP), origin)
         if layout.kaslr_offset is None:
             layout.set("kaslr_offset", vaddr - DEFAULT_TEXT, "page tables, if linked at 16 MiB")
         return
@@ -182,6 +183,9 @@ def _cr3_roots(facts: LayoutFacts) -> Iterator[tuple[int, int]]:
     Of the two tables of a process under page-table isolation only the kernel's maps more than entry code, and bit 12
     of cr3 tells nothing on machines without it: the fuller kernel half is the one.
     """
+    if facts.root is not None:
+        yield facts.root
+        return
     for note in facts.notes:
         if note.name != b"QEMU" or len(note.desc) < _CR4 + 8:
             continue
@@ -189,19 +193,25 @@ def _cr3_roots(facts: LayoutFacts) -> Iterator[tuple[int, int]]:
         cr4 = int.from_bytes(note.desc[_CR4 : _CR4 + 8], "little")
         depth = 5 if cr4 & _CR4_LA57 else 4
         root = cr3 & _ADDRESS
-        choices = sorted({root, root & ~_PTI_USER}, key=lambda r: -_filled(facts.phys, r))
+        choices = sorted({root, root & ~_PTI_USER}, key=lambda r: -kernel_entries(facts.phys, r))
         for choice in choices:
-            if _filled(facts.phys, choice):
+            if kernel_entries(facts.phys, choice):
                 yield choice, depth
 
 
-def _filled(phys: PhysMemory, root: int) -> int:
+def kernel_entries(phys: PhysMemory, root: int) -> int:
     """Entries present in the kernel half of a root table."""
     try:
         half = phys.read(root + 0x800, 0x800)
     except DumpfsError:
         return 0
     return sum(1 for i in range(0, len(half), 8) if half[i] & _PRESENT)
+
+
+def _search_root(phys: PhysMemory) -> tuple[int, int] | None:
+    from dumpfs.arch.x86_roots import find_root
+
+    return find_root(phys)
 
 
 def find_kaslr(facts: LayoutFacts, linked: Vmcoreinfo) -> int | None:
@@ -294,7 +304,7 @@ def _find_direct_map(facts: LayoutFacts, layout: KernelLayout) -> None:
 
 
 def _direct_map_candidates(facts: LayoutFacts, layout: KernelLayout, depth: int) -> Iterator[tuple[int, str]]:
-    low, high, defaults = _DIRECT_MAP[depth]
+    low, high, defaults = DIRECT_MAP[depth]
     votes: dict[int, int] = {}
     for vaddr, paddr, memsz in facts.meta.virtual_loads:
         base = vaddr - paddr
@@ -326,5 +336,6 @@ ARCHES = {
         build_layout=build_layout,
         signed_char=True,
         find_kaslr=find_kaslr,
+        find_root=_search_root,
     )
 }

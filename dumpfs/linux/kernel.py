@@ -183,6 +183,7 @@ class _Draft:
     cache: PageCache
     notes: tuple[Note, ...] = ()
     info: Vmcoreinfo | None = None
+    root: tuple[int, int] | None = None
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -201,8 +202,9 @@ class _Draft:
         self._ask_machine(arch, phys)
         page_size = self._find_page_size(arch)
         phys = self._memory(page_size)
+        options = self.options
         facts = LayoutFacts(
-            phys, meta, self.notes, self.info, byteorder, page_size, self.options.phys_base, self.options.kaslr
+            phys, meta, self.notes, self.info, byteorder, page_size, options.phys_base, options.kaslr, self.root
         )
         if arch is not None:
             facts = self._complete_info(arch, facts)
@@ -352,11 +354,23 @@ def _search(kernel: Kernel) -> Kernel:
             break
     if best is not None:
         return best[1]
+    kernel = _by_tables(kernel)
     problems = tuple(p for p in kernel.problems if "VMCOREINFO" not in p)
     where = "anywhere in its memory"
     if kernel.image.stored.count() * kernel.image.meta.block_size > MAX_SCAN:
         where = f"in the first {MAX_SCAN >> 30} GiB of its memory"
     return replace(kernel, problems=(*problems, f"no VMCOREINFO in the dump, nor {where}"))
+
+
+def _by_tables(kernel: Kernel) -> Kernel:
+    """`kernel` with page tables found by a search; itself where it has some, or none are found."""
+    if kernel.arch is None or kernel.arch.find_root is None or (kernel.space and kernel.space.tables):
+        return kernel
+    root = kernel.arch.find_root(kernel.phys)
+    if root is None:
+        return kernel
+    draft = _Draft(kernel.image, kernel.options, kernel.phys.cache, kernel.notes, root=root)
+    return draft.build()
 
 
 def _try(kernel: Kernel, candidate: Candidate) -> Kernel:

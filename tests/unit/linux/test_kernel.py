@@ -348,6 +348,24 @@ def test_any_bytes_give_a_kernel(text: bytes, notes: bytes, machine: str):
     )
 
 
+@pytest.mark.parametrize("depth", [4, 5])
+def test_page_tables_are_searched_for_when_nothing_tells(depth: int):
+    x86 = X86(depth, DIRECT if depth == 4 else 0xFF1D4F2200000000)
+    x86.guest.put(IMAGE + 0x9000, b"Linux version 6.1.0-test")
+    kernel = x86.kernel()
+    assert kernel.origins["phys_base"] == "the default, unconfirmed"
+    deep = kernel.deep
+    assert (deep.phys_base, deep.page_offset) == (x86.phys_base, DIRECT if depth == 4 else 0xFF1D4F2200000000)
+    assert deep.kaslr_offset == TEXT - 0xFFFFFFFF81000000
+    assert deep.origins["phys_base"] == "page tables found by a search"
+    assert deep.text == (TEXT, IMAGE, MB)
+
+
+def test_page_tables_of_something_else_are_not_taken():
+    x86 = X86()
+    assert x86.kernel().deep.origins["phys_base"] == "the default, unconfirmed"
+
+
 @pytest.mark.parametrize(
     ("facts", "searched"),
     [({}, True), ({"machine": ""}, False), ({"machine": "", "format": "lime"}, True), ({"machine": "m68k"}, False)],
