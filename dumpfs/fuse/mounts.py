@@ -235,7 +235,8 @@ def _run_unmount(path: str, lazy: bool) -> str | None:
 
 def _unmount_failure(path: str, printed: str) -> MountError:
     text = printed.strip().splitlines()[0]
-    text = re.sub(rf"^(fusermount3?|umount): (failed to unmount )?({re.escape(path)}: )?", "", text).rstrip(".")
+    if "not installed" not in text:
+        text = re.sub(rf"^(fusermount3?|umount): (failed to unmount )?({re.escape(path)}: )?", "", text).rstrip(".")
     hint = None
     if "busy" in text:
         text = "is in use"

@@ -213,11 +213,12 @@ class PageTable:
 
     def _shared_page(self, offset: int, size: int) -> bytes:
         """Stored bytes that several pages share; the last ones asked for are kept."""
-        if self._shared is None or self._shared[0] != offset or len(self._shared[1]) != size:
+        shared = self._shared  # once: another thread may put its own there meanwhile
+        if shared is None or shared[0] != offset or len(shared[1]) != size:
             view = bytearray(size)
             self._fill(offset, memoryview(view))
-            self._shared = (offset, bytes(view))
-        return self._shared[1]
+            shared = self._shared = (offset, bytes(view))
+        return shared[1]
 
     def _fill(self, offset: int, view: memoryview) -> None:
         if self.source.read_into(offset, view) != len(view):

@@ -144,3 +144,8 @@ def test_allow_other_depends_on_the_configuration(tmp_path, monkeypatch):
 
 def test_read_ahead_of_an_unknown_device_is_left():
     assert not mounts.raise_read_ahead("999:999", 1024)
+
+
+def test_missing_helper_is_named():
+    error = mounts._unmount_failure("/x", "fusermount3: is not installed")
+    assert (error.message, error.hint) == ("/x: fusermount3: is not installed", "apt install fuse3")
