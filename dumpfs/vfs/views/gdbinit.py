@@ -77,10 +77,12 @@ def render_gdbinit(inspector: Inspector) -> bytes:
         "RELEASE": _printable(kernel.release) or "unknown version",
         "OFFSET": hex(kernel.kaslr_offset or 0),
         "FACTS": repr(facts),
-        "SUPPORT": (folder / "support.py.in").read_text(encoding="utf-8").rstrip("\n"),
+    } | {
+        name.upper(): (folder / f"{name}.py.in").read_text(encoding="utf-8").rstrip("\n")
+        for name in ("session", "commands")
     }
     text = (folder / "gdbinit.in").read_text(encoding="utf-8")
-    # In one pass: a dump may have a task called "@SUPPORT@".
+    # In one pass: a dump may have a task called "@COMMANDS@".
     return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text).encode()
 
 

@@ -74,7 +74,7 @@ def test_threads_are_numbered_as_in_vmcore_tasks(dump):
     assert set(notes.cpu_pids) | asleep == told
 
 
-@pytest.mark.parametrize("comm", ["@SUPPORT@", "end\nquit", "'''\n", '"); quit(', "\\", "\udcff", "{}"])
+@pytest.mark.parametrize("comm", ["@COMMANDS@", "end\nquit", "'''\n", '"); quit(', "\\", "\udcff", "{}"])
 def test_names_of_tasks_cannot_leave_their_string(inspector, comm):
     task = dataclasses.replace(inspector.tasks[0], comm=comm)
     inspector.know("tasks", (task,))
