@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from dumpfs import __version__
@@ -39,6 +40,15 @@ _EXAMPLE = "/mnt"
 _T = TypeVar("_T")
 
 
+def _part(name: str) -> str:
+    return (Path(__file__).parent.parent / "gdb" / name).read_text(encoding="utf-8").rstrip("\n")
+
+
+# Read with this module, so that a mount goes on through an upgrade of the package.
+_TEMPLATE = _part("gdbinit.in") + "\n"
+_SCRIPT = {"SESSION": _part("session.py.in"), "COMMANDS": _part("commands.py.in")}
+
+
 @dataclass(slots=True)
 class GdbinitFile(InsideFile):
     """The script with the facts of this dump."""
@@ -66,24 +76,16 @@ class ModulesJson(InsideBuiltFile):
 
 def render_gdbinit(inspector: Inspector) -> bytes:
     """The text of the script."""
-    from importlib.resources import files  # it takes longer to import than all of this module
-
     kernel = inspector.kernel
-    folder = files("dumpfs.vfs") / "gdb"
-    facts = json.dumps(collect_facts(inspector), separators=(",", ":"))
-    values = {
+    values = _SCRIPT | {
         "EXAMPLE": _EXAMPLE,
         "VERSION": __version__,
         "RELEASE": _printable(kernel.release) or "unknown version",
         "OFFSET": hex(kernel.kaslr_offset or 0),
-        "FACTS": repr(facts),
-    } | {
-        name.upper(): (folder / f"{name}.py.in").read_text(encoding="utf-8").rstrip("\n")
-        for name in ("session", "commands")
+        "FACTS": repr(json.dumps(collect_facts(inspector), separators=(",", ":"))),
     }
-    text = (folder / "gdbinit.in").read_text(encoding="utf-8")
     # In one pass: a dump may have a task called "@COMMANDS@".
-    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], text).encode()
+    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], _TEMPLATE).encode()
 
 
 def _printable(text: str) -> str:
