@@ -254,13 +254,14 @@ def from_qemu() -> Measured:
         peer("--dump-dmesg", first, log)
         if log.read_bytes() != corpus("tiny/qemu-kaslr.log.expected").read_bytes():
             wrong.append("makedumpfile finds another log in it")
-        # makedumpfile cannot read QEMU's ELF. The guest's has a copy whose headers were mended for it.
+        # makedumpfile cannot read QEMU's ELF. The guest's has a copy whose headers were mended for it. It passes over
+        # the 64 pages of the BIOS flash, which is no RAM and has no struct pages; for us they are memory in the source.
         peer("-l", "-d", 31, big("elf").with_name("guest.canon.elf"), folder / "theirs")
         write("-l", "-d", 31, big("elf"), folder / "ours")
-        if different_pages(Kdump(folder / "ours"), Kdump(folder / "theirs")):
+        if different_pages(Kdump(folder / "ours"), Kdump(folder / "theirs"), beyond=64):
             wrong.append("the guest's ELF: not the pages that makedumpfile keeps of the mended copy")
         kept = len(Kdump(folder / "ours").pfns)
-    text = f"4 forms of tiny give one dump ({compared} pages of truth right), the guest's {kept} pages = makedumpfile's"
+    text = f"4 forms of tiny: one dump ({compared} pages of truth right); the guest: {kept} pages, makedumpfile's and flash"
     return Measured("; ".join(wrong[:4]) or text, not wrong and compared > 50)
 
 

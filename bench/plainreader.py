@@ -17,14 +17,16 @@ import numpy.typing as npt
 PAGE = 4096
 _MAIN = struct.Struct("<8si65s65s65s65s65s65s6xqqIiiIIIIIIi")
 _MAIN_NAMES = (
-    "signature header_version sysname nodename release version machine domainname tv_sec tv_usec status block_size "
-    "sub_hdr_size bitmap_blocks max_mapnr total_ram_blocks device_blocks written_blocks current_cpu nr_cpus"
-).split()
+    *("signature", "header_version", "sysname", "nodename", "release", "version", "machine", "domainname"),
+    *("tv_sec", "tv_usec", "status", "block_size", "sub_hdr_size", "bitmap_blocks", "max_mapnr"),
+    *("total_ram_blocks", "device_blocks", "written_blocks", "current_cpu", "nr_cpus"),
+)
 _SUB = struct.Struct("<QiiQQQQQQQQQQQ")
 _SUB_NAMES = (
-    "phys_base dump_level split start_pfn end_pfn offset_vmcoreinfo size_vmcoreinfo offset_note size_note "
-    "offset_eraseinfo size_eraseinfo start_pfn_64 end_pfn_64 max_mapnr_64"
-).split()
+    *("phys_base", "dump_level", "split", "start_pfn", "end_pfn", "offset_vmcoreinfo", "size_vmcoreinfo"),
+    *("offset_note", "size_note", "offset_eraseinfo", "size_eraseinfo"),
+    *("start_pfn_64", "end_pfn_64", "max_mapnr_64"),
+)
 _DESCRIPTOR = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _PHDR = struct.Struct("<IIQQQQQQ")
 INCOMPLETE = 0x8
@@ -105,12 +107,16 @@ def header_differences(ours: Kdump, theirs: Kdump) -> list[str]:
     return named + (["notes"] if ours.notes() != theirs.notes() else [])
 
 
-def different_pages(ours: Kdump, theirs: Kdump) -> int:
-    """Pages whose content differs, of two dumps of the same pages; -1 when they are not of the same pages."""
-    if not np.array_equal(ours.pfns, theirs.pfns):
+def different_pages(ours: Kdump, theirs: Kdump, beyond: int = 0) -> int:
+    """Pages whose content differs, of two dumps of the same pages; -1 when they are not of the same pages.
+
+    `beyond` is how many more pages `ours` may have behind the other's last.
+    """
+    count = len(theirs.pfns)
+    if len(ours.pfns) > count + beyond or not np.array_equal(ours.pfns[:count], theirs.pfns):
         return -1
     bad = 0
-    for index in range(len(ours.pfns)):
+    for index in range(count):
         a, b = ours.blob(index), theirs.blob(index)
         if a != b:  # equal stored bytes under equal flags are equal pages
             bad += ours.page(index) != theirs.page(index)
