@@ -6,6 +6,7 @@ kernel/crash_core.c `append_elf_note`).
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,7 @@ NT_FPREGSET = 2
 NT_VMCOREDD = 0x700
 
 _HEADER_SIZE = 12
+_USED = re.compile(rb"[^\0]")
 
 
 class Note(NamedTuple):
@@ -43,11 +45,15 @@ def parse_notes(image: bytes, byteorder: ByteOrder) -> Iterator[Note]:
     All-zero headers (the unused end of a CPU's buffer) are stepped over.
     """
     header = struct.Struct(("<" if byteorder == "little" else ">") + "3I")
+    used = _USED.search
     offset = 0
     while offset + _HEADER_SIZE <= len(image):
         namesz, descsz, kind = header.unpack_from(image, offset)
         if not namesz and not descsz and not kind:
-            offset += _HEADER_SIZE
+            found = used(image, offset)
+            if found is None:
+                return
+            offset += (found.start() - offset) // _HEADER_SIZE * _HEADER_SIZE
             continue
         name_offset = offset + _HEADER_SIZE
         desc_offset = name_offset + _pad4(namesz)

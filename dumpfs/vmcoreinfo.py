@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from dumpfs.errors import VmcoreinfoError
 
 _U64 = (1 << 64) - 1
+MAX_BYTES = 1 << 20
+"""Bytes of text that are looked at; the kernel's own has one page, and 64 KiB on the largest-paged machines."""
 
 
 class Vmcoreinfo:
     """The KEY=value lines; immutable.
 
     Args:
-        text: the raw text; bytes from the first NUL on are ignored, malformed lines are skipped.
+        text: the raw text; bytes from the first NUL on, or beyond `MAX_BYTES`, are ignored, malformed lines are
+            skipped.
     """
 
     def __init__(self, text: bytes) -> None:
-        self.raw = text.split(b"\0", 1)[0]
+        self.raw = text[:MAX_BYTES].split(b"\0", 1)[0]
         """The text as the dump has it, up to the first NUL."""
         self._values: dict[str, str] = {}
         for line in self.raw.decode("utf-8", "replace").splitlines():

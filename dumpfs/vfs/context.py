@@ -19,7 +19,7 @@ from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.ranges import PfnSet, ScaledSet
 from dumpfs.units import PageState, Pfn
-from dumpfs.vmcoreinfo import Vmcoreinfo
+from dumpfs.vmcoreinfo import MAX_BYTES, Vmcoreinfo
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 PagesMode = Literal["auto", "list", "open"]
 
-_MAX_VMCOREINFO = 1 << 20
-"""Bytes of a VMCOREINFO file; the kernel's own text has 4 KiB."""
 _SCAN_BYTES = 1 << 16
 _COUNTED_PFNS = 1 << 26
 """Pages up to which counting bits takes no more than 20 ms."""
@@ -217,7 +215,7 @@ class Dump:
         text = self._vmcoreinfo_override
         if text is None:
             text = self.image.vmcoreinfo_text()
-        return None if text is None else text.split(b"\0", 1)[0] or None
+        return None if text is None else Vmcoreinfo(text).raw or None
 
     @cached_property
     def kernel(self) -> Kernel | None:
@@ -365,10 +363,10 @@ def _text_of(kernel: Kernel | None) -> bytes | None:
 def _read_vmcoreinfo(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            text = file.read(_MAX_VMCOREINFO + 1)
+            text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SourceError(path, error.strerror or str(error)) from error
-    if len(text) > _MAX_VMCOREINFO or b"=" not in text or b"\x7fELF" in text[:4]:
+    if len(text) > MAX_BYTES or b"=" not in text or b"\x7fELF" in text[:4]:
         raise SourceError(
             path,
             "is not a VMCOREINFO text (lines of KEY=value)",

@@ -86,3 +86,8 @@ def test_garbage_in_place_of_a_build_id_is_not_believed(text):
 
 def test_any_bytes_are_accepted():
     assert Vmcoreinfo(bytes(range(1, 256)) * 10) is not None
+
+
+def test_text_beyond_a_megabyte_is_not_looked_at():
+    info = Vmcoreinfo(b"A=1\n" * (1 << 18) + b"B=2\n")
+    assert (len(info), len(info.raw)) == (1, 1 << 20)
