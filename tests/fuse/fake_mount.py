@@ -231,7 +231,8 @@ class FakeTree:
 class FakeDump:
     def __init__(self, notes: Path) -> None:
         self.tree = FakeTree(notes)
-        self.paths = (str(notes / "made, up é.dump"),)
+        self.name = str(notes / "made, up é.dump")
+        self.paths = (self.name,)
         self.cache = PageCache(0)
         self.counters: object = None
 
