@@ -233,6 +233,7 @@ class FakeDump:
         self.tree = FakeTree(notes)
         self.name = str(notes / "made, up é.dump")
         self.paths = (self.name,)
+        self.statuses = (None,)
         self.cache = PageCache(0)
         self.counters: object = None
 
