@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
 _EPILOG = """\
 examples:
   dumpfs mount /var/crash/202406011200 /mnt
-  gdb vmlinux /mnt/vmcore
+  gdb -x /mnt/gdbinit vmlinux
   dumpfs umount /mnt
   dumpfs dmesg dump.kdump | tail
 
