@@ -261,7 +261,7 @@ def from_qemu() -> Measured:
         if different_pages(Kdump(folder / "ours"), Kdump(folder / "theirs"), beyond=64):
             wrong.append("the guest's ELF: not the pages that makedumpfile keeps of the mended copy")
         kept = len(Kdump(folder / "ours").pfns)
-    text = f"4 forms of tiny: one dump ({compared} pages of truth right); the guest: {kept} pages, makedumpfile's + flash"
+    text = f"4 forms of tiny: one dump ({compared} pages of truth right); the guest: {kept} pages = its + flash"
     return Measured("; ".join(wrong[:4]) or text, not wrong and compared > 50)
 
 
