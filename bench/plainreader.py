@@ -60,7 +60,7 @@ class Kdump:
     """A kdump-compressed file of 4 KiB blocks, whole in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.data = data = np.memmap(path, np.uint8, "r")
+        self.data = data = np.fromfile(path, np.uint8)
         values = _MAIN.unpack_from(data, 0)
         self.header = dict(zip(_MAIN_NAMES, values, strict=True))
         if self.header["signature"] != b"KDUMP   " or self.header["block_size"] != PAGE:
@@ -124,10 +124,10 @@ def different_pages(ours: Kdump, theirs: Kdump, beyond: int = 0) -> int:
 
 
 class Elf:
-    """An ELF64 core: its memory by physical address."""
+    """An ELF64 core, whole in memory: its pages by physical address."""
 
     def __init__(self, path: Path) -> None:
-        self.data = np.memmap(path, np.uint8, "r")
+        self.data = np.fromfile(path, np.uint8)
         phoff, _, flags = struct.unpack_from("<QQI", self.data, 32)
         entry, count = struct.unpack_from("<HH", self.data, 54)
         self.incomplete = bool(flags & 1)
