@@ -92,6 +92,7 @@ def mount_dump(
     if fake:
         dump.close()
         return
+    _ = dump.memory_size  # known from now on, whatever becomes of the file
     mount_opened(dump, mount_point, options, foreground=foreground, debug=debug)
 
 

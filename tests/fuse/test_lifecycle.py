@@ -347,10 +347,11 @@ def test_foreground_mount_stays_and_ends_by_interrupt(foreground):
     process, tree = foreground()
     assert (tree / "text").read_text() == "some text\n"
     assert process.poll() is None
+    assert process.stderr is not None
+    assert "is mounted on" in process.stderr.readline()  # before, an interrupt means that mounting failed
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(30) == 0
     assert not is_mounted(tree)
-    assert "is mounted on" in (process.stderr.read() if process.stderr else "")
 
 
 def test_foreground_mount_ends_when_it_is_unmounted(foreground):

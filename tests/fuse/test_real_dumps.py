@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dumpfs.vfs.context import Dump
 from tests.build.kdump import KdumpSpec, split_parts
 from tests.conftest import ROOT
 from tests.fuse.conftest import is_mounted, run
@@ -142,6 +143,28 @@ def test_truncated_while_mounted_costs_the_lost_pages_only(mount, own):
     assert is_mounted(tree)
     log = mount.log(tree)
     assert log.count(f"page {last:#x} ") == 1
+
+
+def test_file_emptied_while_mounted_never_turns_pages_into_zeros(mount, own, tmp_path):
+    mount.expect("page 0x[0-9a-f]+ is (lost|corrupt)")
+    shutil.copy(own, tmp_path / "copy")
+    with Dump.open([tmp_path / "copy"]) as dump:
+        size = dump.memory_size
+        pages = {pfn: dump.phys.read(pfn * PAGE, PAGE) for pfn in range(0, size // PAGE, 37)}
+    tree = mount(own)
+    os.truncate(own, 0)
+    assert (tree / "hmem").stat().st_size == size
+    failures = []
+    for pfn, content in pages.items():
+        try:
+            found = read(tree / "hmem", pfn * PAGE, PAGE)
+        except OSError as error:
+            failures.append(error.errno)
+        else:
+            assert found == content
+    assert set(failures) == {errno.EIO}
+    assert len(failures) > len(pages) // 10
+    assert is_mounted(tree)
 
 
 @pytest.mark.parametrize("change", ["grown", "replaced", "removed"])

@@ -69,13 +69,22 @@ def check_set(headers: Sequence[tuple[KdumpHeader, ByteSource]]) -> None:
 
 
 def open_bitmap(source: ByteSource, header: KdumpHeader, which: int) -> Bitmap:
-    """The 1st (0) or 2nd (1) bitmap; bits that lie beyond the end of a cut file are clear."""
+    """The 1st (0) or 2nd (1) bitmap; bits that lie beyond the end of a cut file are clear.
+
+    Reading it raises SourceError when the file was cut after it was opened: then clear bits would make excluded pages,
+    which read as zeros, of pages that were there.
+    """
     base = header.bitmap_offset + which * header.bitmap_bytes
     available = max(min(header.bitmap_bytes, source.size - base), 0)
 
     def read(offset: int, size: int) -> bytes:
         size = min(size, available - offset)
-        return source.read_at(base + offset, size) if size > 0 else b""
+        if size <= 0:
+            return b""
+        data = source.read_at(base + offset, size)
+        if len(data) < size:
+            raise SourceError(source.name, f"its bitmap at {base + offset:#x} is gone: the file has become shorter")
+        return data
 
     return Bitmap(read, min(header.max_mapnr, 8 * available), lambda offset: source.next_data(base + offset) - base)
 

@@ -30,6 +30,18 @@ def open_kdump(*files: bytes) -> KdumpImage:
     return KdumpImage.open([MemorySource(data, f"file{i}") for i, data in enumerate(files)])
 
 
+def test_bitmaps_that_are_gone_make_no_excluded_pages(tmp_path):
+    (tmp_path / "dump").write_bytes(build_kdump(MEMORY, SPEC).data)
+    image = KdumpImage.open([FileSource(tmp_path / "dump")])
+    image._bits._chunks.clear()
+    image._ram_bits._chunks.clear()
+    os.truncate(tmp_path / "dump", 0)
+    assert image.read_page(65)[1:] == (PageState.CORRUPT, image.info(65).detail)
+    assert "the file has become shorter" in image.info(65).detail
+    assert set(image.read_run(8, 60)[1]) == {PageState.CORRUPT}
+    image.close()
+
+
 def test_a_run_tells_each_page_its_state():
     data, states = open_kdump(build_kdump(MEMORY, SPEC).data).read_run(8, 60)
     assert states[:2] == bytes((PageState.ABSENT,)) * 2
