@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, Measured, bar, big, resident, tool, workdir
+from barlib import CACHE, DUMPFS, Measured, bar, big, resident, workdir
 from plainreader import PAGE, Kdump
 from writerlib import CODECS, peer, scratch, words, write
 
@@ -70,7 +70,7 @@ def speed_lzo() -> Measured:
     return Measured(text, value >= 1)
 
 
-# -- codecs without a peer -----------------------------------------------------------------------------------------------
+# -- codecs without a peer -------------------------------------------------------------------------------------------
 
 _LOOPS = {
     # The codec's own rate: one thread, a page per call, the quickest library there is for Python (design's encoders).
@@ -135,7 +135,7 @@ def speed_zstd() -> Measured:
     return against_codec("zstd")
 
 
-# -- refilter ------------------------------------------------------------------------------------------------------------
+# -- refilter --------------------------------------------------------------------------------------------------------
 
 
 def refilter(name: str) -> Measured:
@@ -170,7 +170,7 @@ for _name in CODECS:
     )(lambda name=_name: refilter(name))
 
 
-# -- level 31 ------------------------------------------------------------------------------------------------------------
+# -- level 31 --------------------------------------------------------------------------------------------------------
 
 
 @bar("write-level-31", "level 31 of >= 500 MB, in every form that makedumpfile has: <= makedumpfile + 0.3 s")
@@ -186,7 +186,7 @@ def level_31() -> Measured:
     return Measured(", ".join(texts), ok)
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def family(pid: int) -> list[int]:
