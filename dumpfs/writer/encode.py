@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dumpfs.codecs.packers import packer
 from dumpfs.structs import Buffer
 from dumpfs.units import PageState, Pfn
 from dumpfs.writer.bitmaps import Flags, runs_of, window
-from dumpfs.writer.packers import packer
 from dumpfs.writer.plan import WritePlan
 
 KIND_DATA, KIND_ZERO, KIND_LOST = 0, 1, 2

@@ -57,7 +57,7 @@ THIRD_PARTY = {
     "deflate": ["dumpfs.codecs.zlib"],
     "lzo": ["dumpfs.codecs.lzo"],
     "lzallright": ["dumpfs.codecs.lzo"],
-    "cramjam": ["dumpfs.codecs.snappy"],
+    "cramjam": ["dumpfs.codecs.snappy", "dumpfs.codecs.packers"],
     "zstandard": ["dumpfs.codecs.zstd"],
     "fsspec": ["dumpfs.sources.remote"],
     "elftools": ["dumpfs.memory.virtual", "dumpfs.arch", "dumpfs.linux"],

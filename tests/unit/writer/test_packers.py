@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from dumpfs.codecs.packers import CodecPacker, LzoPacker, Packer, SnappyPacker, packer
 from dumpfs.codecs.registry import CODEC_FLAGS, codec
-from dumpfs.writer.packers import CodecPacker, LzoPacker, Packer, SnappyPacker, packer
 
 PAGE = 4096
 
