@@ -193,7 +193,8 @@ class Many(DirNode):
 
     def entries(self, cookie: int) -> Iterator[Entry]:
         pfns = range(cookie, MANY)
-        return zip(range(cookie + 1, MANY + 1), map(b"%d".__mod__, pfns), map(make_ino(1, 0).__add__, pfns), strict=True)
+        names = map(b"%d".__mod__, pfns)
+        return zip(range(cookie + 1, MANY + 1), names, map(make_ino(1, 0).__add__, pfns), strict=True)
 
 
 class FakeTree:
