@@ -27,6 +27,7 @@ DUMPFS = str(VENV_BIN / "dumpfs")
 CACHE = Path(os.environ.get("DUMPFS_BENCH_DIR") or Path.home() / ".cache" / "dumpfs-bench")
 CORPUS = Path(os.environ.get("DUMPFS_CORPUS") or ROOT.parent / "shared" / "corpus")
 TICK = os.sysconf("SC_CLK_TCK")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed dumpfs has its bytecode
 PAGE = 4096
 
 
