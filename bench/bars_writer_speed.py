@@ -141,13 +141,8 @@ def speed_zstd() -> Measured:
 def refilter(name: str) -> Measured:
     """Level 31 from our own level-0 dump of a codec, beside makedumpfile doing the same.
 
-    For a codec that Debian's makedumpfile lacks, it refilters zlib's dump, the slowest that it can, is not asked;
-    its time for lzo, its quickest, stands in.
+    For a codec that Debian's makedumpfile lacks, its time for lzo, its quickest that compresses, stands in.
     """
-    return _refilter(name, 31)
-
-
-def _refilter(name: str, level: int) -> Measured:
     can = name in ("zlib", "lzo", "none")
     with scratch() as folder:
         source, out, theirs = folder / "source", folder / "ours", folder / "theirs"
@@ -157,8 +152,8 @@ def _refilter(name: str, level: int) -> Measured:
             other, option = folder / "lzo", "-l"
             write("-l", "-d", 0, big("vmcore"), other)
         pairs = in_turn(
-            lambda: write("-f", CODECS[name], "-d", level, source, out),
-            lambda: peer("-f", *words(option), "-d", level, other, theirs),
+            lambda: write("-f", CODECS[name], "-d", 31, source, out),
+            lambda: peer("-f", *words(option), "-d", 31, other, theirs),
         )
     value, text = ratio(pairs)
     return Measured(text + ("" if can else " on lzo, its quickest that compresses"), value >= 3)
