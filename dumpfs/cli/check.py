@@ -38,6 +38,8 @@ _SHOWN_RANGES = 20
 """Bad ranges printed for a person."""
 _JSON_RANGES = 1000
 """Bad ranges listed with --json."""
+_MAX_JOBS_PER_PROCESSOR = 4
+"""More processes than that only get in each other's way, whatever --jobs asks for."""
 _BYTES_PER_JOB = 64 << 20
 """A further process is worth its start for every this many bytes of pages."""
 
@@ -80,7 +82,8 @@ def _scan(dump: Dump, args: argparse.Namespace) -> tuple[ScanTotals, bool]:
     image = dump.image
     block_size = image.meta.block_size
     total = image.stored.count() * block_size
-    jobs = args.jobs or len(os.sched_getaffinity(0))
+    processors = len(os.sched_getaffinity(0))
+    jobs = min(args.jobs or processors, _MAX_JOBS_PER_PROCESSOR * processors)
     totals = ScanTotals()
     totals.add_lost(image.lost)
     results = scan_image(image, max(min(jobs, total // _BYTES_PER_JOB + 1), 1))

@@ -125,7 +125,7 @@ class Session:
         """Answer requests until the mount ends; the exit code. `on_ready` is called once the mount answers.
 
         Raises:
-            MountError: the mount does not answer.
+            MountError: the mount does not answer, or its workers kept dying.
         """
         gc.freeze()  # what exists now is never garbage, and looking for it would copy the workers' shared pages
         workers = Workers(self._options.workers, self._loop, self._counters)
@@ -139,6 +139,8 @@ class Session:
         finally:
             self._unmount()
             workers.stop()
+        if workers.failed:
+            raise MountError(f"{self._mount_point}: the mount had to end: {reason}", hint="its log tells how they died")
         return 0
 
     def _unmount(self) -> None:

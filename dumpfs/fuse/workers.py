@@ -66,6 +66,8 @@ class Workers:
         self._counters = counters
         self._slots: dict[int, int] = {}
         self._deaths: list[float] = []
+        self.failed = False
+        """Whether the mount ends because workers died, and not because somebody wanted it to."""
         # Each worker clones the device itself; here we only find out whether it can.
         self._cloning = self._clone() is not None
 
@@ -162,9 +164,11 @@ class Workers:
         self._deaths = [when for when in self._deaths if now - when < _DEATHS_SECONDS] + [now]
         if not self._cloning:
             _LOG.error("%s, and what it was asked cannot be answered any more", how)
+            self.failed = True
             return "a worker died"
         if len(self._deaths) > _MAX_DEATHS:
             _LOG.error("%s; that were %d in %d seconds", how, len(self._deaths), _DEATHS_SECONDS)
+            self.failed = True
             return "workers keep dying"
         _LOG.error("%s; its requests failed, and another takes its place", how)
         self._counters.restarted()

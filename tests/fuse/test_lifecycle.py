@@ -375,3 +375,17 @@ def test_debug_shows_requests(mount, dump):
     wait_until(lambda: is_mounted(path) and "hmem" in os.listdir(path), "mounted")
     process.send_signal(signal.SIGTERM)
     assert "opcode: " in process.communicate(timeout=30)[1]
+
+
+def test_foreground_mount_whose_workers_keep_dying_says_so_and_fails(foreground, mount):
+    process, tree = foreground("workers=1")
+
+    def kill_one() -> bool:
+        for pid in mount.processes(tree)[1:]:
+            os.kill(pid, signal.SIGKILL)
+        return not is_mounted(tree)
+
+    wait_until(kill_one, "the mount has ended")
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 7
+    assert f"{tree}: the mount had to end: workers keep dying" in said
