@@ -15,7 +15,8 @@ from dumpfs.units import PageState, render_size
 
 if TYPE_CHECKING:
     from dumpfs.formats.base import DumpImage
-    from dumpfs.memory.scan import BadRange, ScanTotals
+    from dumpfs.memory.allocator import keep_freed_memory
+from dumpfs.memory.scan import BadRange, ScanTotals
     from dumpfs.vfs.context import Dump
 
 DESCRIPTION = """\
@@ -82,6 +83,7 @@ def _scan(dump: Dump, args: argparse.Namespace) -> tuple[ScanTotals, bool]:
     image = dump.image
     block_size = image.meta.block_size
     total = image.stored.count() * block_size
+    keep_freed_memory()
     processors = len(os.sched_getaffinity(0))
     jobs = min(args.jobs or processors, _MAX_JOBS_PER_PROCESSOR * processors)
     totals = ScanTotals()

@@ -26,6 +26,7 @@ import trio
 from dumpfs.fuse.eventloop import EventLoop
 from dumpfs.fuse.mounts import FUSE_DEVICE
 from dumpfs.fuse.process import render_exit, spawn
+from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.vfs.counters import SharedCounters
 
 _LOG = logging.getLogger("dumpfs")
@@ -113,6 +114,7 @@ class Workers:
             os.dup2(device, self._loop.fd, inheritable=False)
             os.close(device)
         self._counters.attach(slot)
+        keep_freed_memory()
         self._loop.serve()
         try:
             trio.run(pyfuse3.main, 1, _MAX_TASKS)
