@@ -15,8 +15,7 @@ from dumpfs.units import PageState, render_size
 
 if TYPE_CHECKING:
     from dumpfs.formats.base import DumpImage
-    from dumpfs.memory.allocator import keep_freed_memory
-from dumpfs.memory.scan import BadRange, ScanTotals
+    from dumpfs.memory.scan import BadRange, ScanTotals
     from dumpfs.vfs.context import Dump
 
 DESCRIPTION = """\
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _scan(dump: Dump, args: argparse.Namespace) -> tuple[ScanTotals, bool]:
     """Read all pages; the second value is True when the user interrupted it."""
+    from dumpfs.memory.allocator import keep_freed_memory
     from dumpfs.memory.scan import ScanTotals, scan_image
 
     image = dump.image
