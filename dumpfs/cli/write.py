@@ -111,16 +111,21 @@ def _stoppable() -> Iterator[_Stop]:
 
 def _write(resolved: Resolved, args: argparse.Namespace) -> int:
     from dumpfs.writer.pipeline.run import write_dump
+    from dumpfs.writer.resume import OtherDumpError
 
     level_index = 0
+    anew = False
     with _stoppable() as stop:
         while True:
-            request = resolved.request(level_index)
+            request = resolved.request(level_index, anew=anew)
             reporter = _Reporter(args.message_level, stop)
             try:
                 report = write_dump(request, reporter.hooks)
             except DumpfsError as exc:
                 reporter.close()
+                if isinstance(exc, OtherDumpError) and level_index + 1 < len(resolved.levels):
+                    level_index += 1  # of a list of levels, it may be the next one's
+                    continue
                 if not args.message_level & MESSAGE_ERROR:
                     return exc.exit_code
                 raise
@@ -128,6 +133,7 @@ def _write(resolved: Resolved, args: argparse.Namespace) -> int:
             if not report.cause or level_index + 1 >= len(resolved.levels) or stop.reason or not report.totals.errno:
                 break
             level_index += 1
+            anew = True
             _drop(report)
             warn(f"{report.cause}: once more with -d {resolved.levels[level_index]}")
     return _tell(args, request, report, reporter)
@@ -205,7 +211,8 @@ def _incomplete(report: WriteReport) -> IncompleteDumpError:
     if report.cause:
         return IncompleteDumpError(
             f"{names}: {report.missing} of {report.plan.count} pages are missing: {report.cause}",
-            hint="what is there can be read; the same command with --resume writes the rest",
+            hint="what is there can be read"
+            + ("; the same command with --resume writes the rest" if report.resumable else ""),
         )
     return IncompleteDumpError(
         f"{names}: marked incomplete, as its source is: {report.source_incomplete}",

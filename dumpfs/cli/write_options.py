@@ -63,8 +63,8 @@ class Resolved:
             return 0
         return None if self.args.reassemble and not self.args.codec else int(self.args.codec)
 
-    def request(self, level_index: int) -> WriteRequest:
-        """What to write at one of the levels.
+    def request(self, level_index: int, *, anew: bool = False) -> WriteRequest:
+        """What to write at one of the levels; `anew` when an earlier level's output was dropped.
 
         Raises:
             SourceError: a file given with -i or --config cannot be read.
@@ -86,8 +86,8 @@ class Resolved:
             flatten=args.flatten,
             threads=args.num_threads or available_cpus(),
             limit=args.limit_size,
-            force=args.force or level_index > 0,
-            resume=args.resume,
+            force=args.force or anew,
+            resume=args.resume and not anew,
             begin=args.begin,
             length=args.length,
             keep_unknown=args.keep_unknown,

@@ -21,6 +21,10 @@ from dumpfs.writer.sink_kdump import KdumpSink, descriptor_dtype
 _READ_BYTES = 24 << 16
 
 
+class OtherDumpError(UsageError):
+    """What is to be continued was begun from another source or with other options."""
+
+
 class Recorder:
     """A `ByteSink` that compares what would be written with what a file has.
 
@@ -67,7 +71,7 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
     """Set `sink` behind what is already in the file; returns the pfn to go on with.
 
     Raises:
-        UsageError: the file was begun from another source or with other options.
+        OtherDumpError: the file was begun from another source or with other options.
     """
     out = sink.out
     recorder = Recorder(fd)
@@ -75,7 +79,7 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
     sink.begin()
     sink.out = out
     if not recorder.same:
-        raise UsageError(
+        raise OtherDumpError(
             f"{name} was not begun from this source with these options",
             hint="resume with the same command line, or begin anew with -f",
         )

@@ -16,6 +16,8 @@ from dumpfs.writer.resume import is_flagged
 
 PARTIAL_SUFFIX = ".partial"
 STDOUT = "-"
+_NULL_DEVICE = (1, 3)
+"""Major and minor number of /dev/null."""
 
 
 class Target:
@@ -36,6 +38,7 @@ class Target:
         self.direct = False
         """Whether DST itself is written: a device, a pipe, standard output."""
         self.seekable = True
+        self._renamed = False
         if path == STDOUT:
             self.direct, self.fd, self.name = True, sys.stdout.fileno(), "standard output"
             self._look(resume)
@@ -50,6 +53,7 @@ class Target:
         self.partial = path + PARTIAL_SUFFIX
         if resume and kind is not None and _kind(self.partial) is None and is_flagged(path):
             os.rename(path, self.partial)  # an incomplete dump had taken DST's name
+            self._renamed = True
             kind = None
         if kind is not None and not force:
             raise UsageError(f"{path} exists", hint="-f replaces it once the new dump is complete")
@@ -81,8 +85,10 @@ class Target:
     def _look(self, resume: bool) -> None:
         if resume:
             raise UsageError("--resume needs a file", hint="devices, pipes and standard output begin anew")
-        mode = os.fstat(self.fd).st_mode
-        self.seekable = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+        what = os.fstat(self.fd)
+        self._on_disk = stat.S_ISREG(what.st_mode) or stat.S_ISBLK(what.st_mode)
+        # /dev/null takes anything at any position: people time the writer with it.
+        self.seekable = self._on_disk or (stat.S_ISCHR(what.st_mode) and what.st_rdev == os.makedev(*_NULL_DEVICE))
 
     def finish(self) -> None:
         """Have it on the disk and give it its name.
@@ -92,7 +98,7 @@ class Target:
         """
         try:
             if self.direct:
-                if self.seekable and self.path != STDOUT:
+                if self._on_disk and self.path != STDOUT:
                     os.fsync(self.fd)
                 return
             os.fsync(self.fd)
@@ -143,6 +149,11 @@ class Target:
                 os.unlink(self.partial)
             except OSError:
                 return
+
+    def restore(self) -> None:
+        """Give an incomplete dump that was not continued the name back that it had."""
+        if self._renamed and _kind(self.path) is None:
+            os.rename(self.partial, self.path)
 
     def close(self) -> None:
         """Close it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dumpfs.errors import UsageError, VmcoreinfoError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.kernel import Kernel, find_kernel
 from dumpfs.vmcoreinfo import Vmcoreinfo
@@ -23,6 +24,7 @@ def understand(image: DumpImage, *, vmcoreinfo: bytes | None, vmlinux: str | Non
 
     Raises:
         DumpfsError: the user's files are not what they should be.
+        UsageError: they are another kernel's.
     """
     own = image.vmcoreinfo_text()
     has_own = own is not None and bool(own.strip(b"\0"))
@@ -36,7 +38,28 @@ def understand(image: DumpImage, *, vmcoreinfo: bytes | None, vmlinux: str | Non
         extra = make_vmcoreinfo(vmlinux)
     if extra is None:
         return kernel
+    _refuse_other_kernel(kernel, extra, by_file=vmcoreinfo is not None)
     return replace(kernel, vmcoreinfo=_merged(kernel, extra))
+
+
+def _refuse_other_kernel(kernel: Kernel, extra: bytes, *, by_file: bool) -> None:
+    """Keys of another kernel would make a silently wrong dump.
+
+    Raises:
+        VmcoreinfoError: what the user gave is no VMCOREINFO.
+        UsageError: it tells of another kernel.
+    """
+    given = Vmcoreinfo(extra)
+    if not given.release:
+        raise VmcoreinfoError("OSRELEASE", "not in the given VMCOREINFO file")
+    if (kernel.release and given.release != kernel.release) or (
+        kernel.build_id and given.build_id and given.build_id != kernel.build_id
+    ):
+        raise UsageError(
+            f"{'the file of -i' if by_file else 'the vmlinux of -x'} is of another kernel: {given.release} "
+            f"{given.build_id}".rstrip(),
+            hint=f"the dump is of {kernel.release} {kernel.build_id}".rstrip(),
+        )
 
 
 def _tells_pages(kernel: Kernel) -> bool:

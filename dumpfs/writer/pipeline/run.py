@@ -89,6 +89,8 @@ class WriteReport:
     names: list[str] = field(default_factory=list)
     """The files, as they are called now."""
     totals: Totals = field(default_factory=Totals)
+    resumable: bool = False
+    """Whether an early end can be continued: not on a device or in a stream."""
     missing: int = 0
     """Pages that are not in the files because writing ended early."""
     cause: str = ""
@@ -266,7 +268,9 @@ def _write(request: WriteRequest, plan: WritePlan, hooks: Hooks, report: WriteRe
         _finish(report, sinks, targets)
     finally:
         for target in targets:
-            if not begun and not request.resume:
+            if not begun and request.resume:
+                target.restore()
+            elif not begun:
                 target.discard()
             target.close()
 
@@ -326,6 +330,7 @@ def _run(
 def _finish(report: WriteReport, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> None:
     complete = not report.totals.cause and not report.source_incomplete
     cause = report.totals.cause
+    pairs = list(zip(sinks, targets, strict=True))
     try:
         for sink in sinks:
             sink.finish(complete=complete)
@@ -334,9 +339,10 @@ def _finish(report: WriteReport, sinks: Sequence[KdumpSink | ElfSink], targets: 
     if cause:
         report.cause = cause
         report.missing = sum(sink.missing for sink in sinks)
+        report.resumable = not any(target.direct or isinstance(sink.out, FlatSink) for sink, target in pairs)
         report.names = [target.abandon() for target in targets]
         return
-    for sink, target in zip(sinks, targets, strict=True):
+    for sink, target in pairs:
         _cut(sink, target)
         target.finish()
     report.names = [target.path for target in targets]

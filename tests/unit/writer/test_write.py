@@ -293,3 +293,63 @@ def test_list_of_levels_takes_the_next_one_when_there_is_no_room(source, tmp_pat
     done = subprocess.run([sys.executable, "-m", "dumpfs.cli.main", "write", *line], check=False)
     assert done.returncode == 0
     assert_same(memory, tmp_path / "out")
+
+
+def run_write(*line: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dumpfs.cli.main", "write", "--message-level", "4", *map(str, line)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def unshared(tmp_path: Path) -> Path:
+    """A dump whose zero pages have a copy each, so that levels 0 and 1 differ."""
+    pages = {pfn: Page(bytes(PAGE) if pfn % 2 else (b"page %4d" % pfn * 500)[:PAGE]) for pfn in range(2000)}
+    path = tmp_path / "unshared"
+    path.write_bytes(build_kdump(Memory(PAGE, 2000, pages), KdumpSpec()).data)
+    return path
+
+
+def test_resume_finds_the_level_of_a_list(unshared, tmp_path):
+    out = tmp_path / "out"
+    assert run_write("-d", "0,1", "-L", "3M", unshared, out).returncode == 8
+    done = run_write("-d", "0,1", "--resume", unshared, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run_write("-d", "1", unshared, tmp_path / "plain").returncode == 0
+    assert out.read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+def test_incomplete_dump_keeps_its_name_when_it_is_not_the_one_to_resume(unshared, tmp_path):
+    out = tmp_path / "out"
+    assert run_write("-d", "0", "-L", "3M", unshared, out).returncode == 8
+    before = out.read_bytes()
+    assert run_write("-d", "1", "--resume", unshared, out).returncode == 2
+    assert out.read_bytes() == before
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_null_device_takes_a_dump(source):
+    done = run_write("-c", source[1], "/dev/null")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_early_end_of_a_stream_does_not_speak_of_resuming(source, tmp_path):
+    done = run_write("-F", "-L", "1M", source[1], tmp_path / "out")
+    assert done.returncode == 8
+    assert "pages are missing" in done.stderr
+    assert "--resume" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("OSRELEASE=1.2.3-other\nSIZE(page)=64\n", 2, "the file of -i is of another kernel: 1.2.3-other"),
+        ("this is no VMCOREINFO\n", 6, "OSRELEASE"),
+    ],
+    ids=["another kernel", "nonsense"],
+)
+def test_vmcoreinfo_file_that_does_not_fit_is_refused(data, tmp_path, text, code, said):
+    (tmp_path / "info").write_text(text)
+    done = run_write("-i", tmp_path / "info", "-d", "31", data("mkd-raw-d31.kdump"), tmp_path / "out")
+    assert done.returncode == code
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
