@@ -37,6 +37,14 @@ def bits_of(members: PfnSet, stop: Pfn) -> Bits:
     return out
 
 
+def pfn_flags(members: PfnSet, first: Pfn, stop: Pfn) -> Flags:
+    """One flag for each pfn of `[first, stop)`, read from the set itself; `first` is a multiple of 8."""
+    size = (stop + 7) // 8 - first // 8
+    data = members.read_bits(first // 8, size).ljust(size, b"\0")
+    flags = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little")[: stop - first]
+    return flags.view(np.bool_)
+
+
 def window(bits: Bits, first: Pfn, stop: Pfn) -> Flags:
     """One flag for each pfn of `[first, stop)`; `first` is a multiple of 8."""
     flags = np.unpackbits(bits[first // 8 : (stop + 7) // 8], bitorder="little")[: stop - first]

@@ -18,7 +18,7 @@ from dumpfs.formats.kdump.pages import DESCRIPTOR_BYTES, PageTable
 from dumpfs.sources.base import ByteSource
 from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Flags, bits_of, window
+from dumpfs.writer.bitmaps import Flags, pfn_flags, window
 from dumpfs.writer.encode import KIND_DATA, KIND_LOST, KIND_ZERO, Encoded, Encoder, find_zero_pages
 from dumpfs.writer.plan import WritePlan
 from dumpfs.writer.sink_kdump import descriptor_dtype
@@ -66,8 +66,6 @@ class CopyEncoder:
     def __init__(self, plan: WritePlan, image: KdumpImage) -> None:
         self._plan, self._image = plan, image
         self._fallback = Encoder(plan)
-        stop = plan.facts.max_mapnr
-        self._source_bits = bits_of(image.stored, stop) | bits_of(image.lost, stop)
         self._dtype = descriptor_dtype(image.abi)
         self._page_size = plan.facts.page_size
         self._zero_blobs: dict[bytes, bool] = {}
@@ -108,8 +106,9 @@ class CopyEncoder:
 
     def _chosen(self, wanted: Flags, first: Pfn, low: Pfn, high: Pfn) -> Flags:
         """Of the source's pages in `[low, high)`, which are wanted."""
-        there = window(self._source_bits, first, high)[low - first :]
-        return wanted[there]
+        # Looked up anew for each batch: a copy of the bitmap would be as large as the dump's own.
+        there = pfn_flags(self._image.stored, first, high) | pfn_flags(self._image.lost, first, high)
+        return wanted[there[low - first :]]
 
     def _rows(self, table: PageTable, index: int, count: int) -> Rows | None:
         raw = table.raw_descriptors(index, count)
