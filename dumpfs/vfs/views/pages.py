@@ -133,17 +133,17 @@ def _batches(members: PfnSet, first: Pfn) -> Iterator[Sequence[Pfn]]:
         if stop - start >= _LONG_RUN:
             first = min(stop, start + window)
             yield range(start, first)
-            window = min(2 * window, _LARGEST_WINDOW)
         else:
-            first = (start // window + 1) * window
+            first = start + window
             yield _members(members, start, first)
-            window = min(2 * window, _LARGEST_WINDOW)
+        window = min(2 * window, _LARGEST_WINDOW)
 
 
 def _members(members: PfnSet, start: Pfn, stop: Pfn) -> Sequence[Pfn]:
     """The members in `[start, stop)`."""
     base = start // 8
     bits = int.from_bytes(members.read_bits(base, -(-stop // 8) - base), "little") >> (start - 8 * base)
+    bits &= (1 << (stop - start)) - 1
     digits = f"{bits:b}".encode()[::-1]
     if bits.bit_count() * _DENSE >= stop - start:
         return list(compress(range(start, start + len(digits)), digits.translate(_BITS)))
