@@ -157,6 +157,7 @@ class _Reporter:
         self._page_size = 0
         self.elapsed = 0.0
         self.hooks: Hooks = Hooks(started=self._started, progress=self._progress, stop=stop, notice=self._notice)
+        self.hooks.debug = self._debug
 
     def _started(self, plan: WritePlan) -> None:
         self._page_size = plan.facts.page_size
@@ -170,6 +171,10 @@ class _Reporter:
 
     def _notice(self, text: str) -> None:
         if self._level & MESSAGE_COMMON:
+            warn(text)
+
+    def _debug(self, text: str) -> None:
+        if self._level & MESSAGE_DEBUG:
             warn(text)
 
     def close(self) -> None:

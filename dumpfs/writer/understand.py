@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from dumpfs.errors import UsageError, VmcoreinfoError
@@ -40,6 +41,19 @@ def understand(image: DumpImage, *, vmcoreinfo: bytes | None, vmlinux: str | Non
         return kernel
     _refuse_other_kernel(kernel, extra, by_file=vmcoreinfo is not None)
     return replace(kernel, vmcoreinfo=_merged(kernel, extra))
+
+
+def describe(kernel: Kernel) -> Iterator[str]:
+    """What is known of the source and its kernel, a line each, for who looks for the reason of something."""
+    meta = kernel.image.meta
+    yield f"source: {meta.format}, compression {meta.compression}, level {meta.dump_level}, max_pfn {meta.max_pfn:#x}"
+    yield f"kernel: {kernel.release or 'unknown'} {kernel.build_id}".rstrip() + f", {kernel.machine or 'no machine'}"
+    for name in ("page_size", "phys_base", "kaslr_offset", "page_offset"):
+        value = getattr(kernel, name)
+        yield f"{name}: {'unknown' if value is None else hex(value)}"
+    for name, origin in kernel.origins.items():
+        yield f"{name}: by {origin}"
+    yield from kernel.problems
 
 
 def _refuse_other_kernel(kernel: Kernel, extra: bytes, *, by_file: bool) -> None:

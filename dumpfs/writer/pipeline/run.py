@@ -31,7 +31,7 @@ from dumpfs.writer.sink_elf import ElfSink
 from dumpfs.writer.sink_kdump import KdumpSink
 from dumpfs.writer.source import ErasedImage, in_kernel_pages, open_source
 from dumpfs.writer.target import Target
-from dumpfs.writer.understand import understand
+from dumpfs.writer.understand import describe, understand
 from dumpfs.writer.zeroscan import ZeroCollector, ZeroFinder
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Hooks:
     stop: Callable[[], str] = str
     """The reason to stop early, or ''."""
     notice: Callable[[str], None] = lambda text: None
+    debug: Callable[[str], None] = lambda text: None
 
 
 @dataclass(slots=True)
@@ -116,6 +117,8 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         kernel = understand(
             image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux, filtering=needs_classes(request.level)
         )
+        for line in describe(kernel):
+            hooks.debug(line)
         plan = plan_write(request, image, kernel, hooks)
         report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
         if not request.dry_run:

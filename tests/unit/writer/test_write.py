@@ -353,3 +353,10 @@ def test_vmcoreinfo_file_that_does_not_fit_is_refused(data, tmp_path, text, code
     assert done.returncode == code
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_debug_messages_tell_what_is_known_of_the_kernel(data, tmp_path):
+    done = run_write("-D", "-d", "31", data("mkd-raw-d31.kdump"), tmp_path / "out")
+    assert done.returncode == 0
+    assert "kernel: 6.1.192-dumpfs-tiny" in done.stderr
+    assert "kaslr_offset: 0x0" in done.stderr
