@@ -37,6 +37,8 @@ class Recorder:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.same = True
+        self.short = False
+        """Whether the file ends before all headers are in it."""
 
     def write_at(self, offset: int, chunks: list[bytes]) -> None:
         """Compare; a header that says the dump is complete already is marked once more."""
@@ -45,10 +47,13 @@ class Recorder:
         if there != data and offset == 0 and set_mark(there) == data:
             os.pwrite(self._fd, data, 0)
             there = data
-        self.same = self.same and there == data
+        if len(there) < len(data):
+            self.short = True
+        self.same = self.same and there == data[: len(there)]
 
     def reserve(self, offset: int, size: int) -> None:
-        """Nothing is written."""
+        """Look whether it was done."""
+        self.short = self.short or os.fstat(self._fd).st_size < offset + size
 
     def sync(self) -> None:
         """Nothing is written."""
@@ -72,6 +77,7 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
 
     Raises:
         OtherDumpError: the file was begun from another source or with other options.
+        OSError: as `ByteSink.write_at`.
     """
     out = sink.out
     recorder = Recorder(fd)
@@ -83,6 +89,9 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
             f"{name} was not begun from this source with these options",
             hint="resume with the same command line, or begin anew with -f",
         )
+    if recorder.short:  # ended while the headers were written: there is no page yet
+        sink.begin()
+        return sink.first
     return _resume_kdump(sink, fd) if isinstance(sink, KdumpSink) else _resume_elf(sink, fd)
 
 

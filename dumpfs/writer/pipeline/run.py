@@ -296,9 +296,9 @@ def _open_sinks(request: WriteRequest, plan: WritePlan, targets: Sequence[Target
 
 def _begin(request: WriteRequest, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> list[Pfn]:
     """Write or check the headers; returns the pfn each file begins with."""
-    if request.resume:
-        return [resume_sink(s, t.fd, t.name) for s, t in zip(sinks, targets, strict=True)]
     try:
+        if request.resume:
+            return [resume_sink(s, t.fd, t.name) for s, t in zip(sinks, targets, strict=True)]
         for sink in sinks:
             if isinstance(sink.out, FlatSink):
                 sink.out.begin()

@@ -360,3 +360,16 @@ def test_debug_messages_tell_what_is_known_of_the_kernel(data, tmp_path):
     assert done.returncode == 0
     assert "kernel: 6.1.192-dumpfs-tiny" in done.stderr
     assert "kaslr_offset: 0x0" in done.stderr
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 5000, 9000, 14000])
+@pytest.mark.parametrize("elf", [False, True], ids=["kdump", "elf"])
+def test_dump_killed_while_its_headers_were_written_can_be_resumed(source, tmp_path, size, elf):
+    write(source[1], tmp_path / "whole", elf=elf)
+    limit = (tmp_path / "whole").stat().st_size // 2
+    report = write(source[1], tmp_path / "out", elf=elf, limit=limit)
+    assert report.missing
+    os.truncate(tmp_path / "out", size)
+    os.rename(tmp_path / "out", tmp_path / "out.partial")
+    write(source[1], tmp_path / "out", elf=elf, resume=True)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
