@@ -169,7 +169,8 @@ class Session:
             problem = reason or "does not answer"
             raise MountError(f"{self._mount_point}: the new mount ended: {problem}")
         if answer[0]:
-            raise MountError(f"{self._mount_point}: the new mount does not answer: {os.strerror(answer[0])}")
+            problem = os.strerror(answer[0]) if answer[0] > 0 else f"who asked it was killed by signal {-answer[0]}"
+            raise MountError(f"{self._mount_point}: the new mount does not answer: {problem}")
 
     def _ask(self) -> int:
         """What the prober does: 0, or an error number."""

@@ -379,6 +379,8 @@ def test_debug_shows_requests(mount, dump):
 
 def test_foreground_mount_whose_workers_keep_dying_says_so_and_fails(foreground, mount):
     process, tree = foreground("workers=1")
+    assert process.stderr is not None
+    assert "is mounted on" in process.stderr.readline()  # before, what is killed may be what sees that it answers
 
     def kill_one() -> bool:
         for pid in mount.processes(tree)[1:]:
