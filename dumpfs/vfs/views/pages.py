@@ -27,6 +27,8 @@ _FIRST_WINDOW = 1024
 _LARGEST_WINDOW = 32768
 """Pfns turned into names at once: few at first, since most requests of the kernel take some 200 names and begin anew
 with the next, then ever more, for who walks on."""
+_SPARSENESS = 4
+"""Where pages lie scattered, a window of this many times the pfns has as many names."""
 _LONG_RUN = 64
 """Pages from which on a run is worth its own round."""
 _DENSE = 8
@@ -131,7 +133,7 @@ def _batches(members: PfnSet, first: Pfn) -> Iterator[Sequence[Pfn]]:
     while (run := next(iter(members.runs(first)), None)) is not None:
         start, stop = run
         if stop - start >= _LONG_RUN:
-            first = min(stop, start + window)
+            first = min(stop, start + window // _SPARSENESS)
             yield range(start, first)
         else:
             first = start + window
