@@ -7,7 +7,7 @@ a gigabyte of memory. Codecs are safe to use from any thread (a library context 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from dumpfs.errors import CodecError
@@ -45,6 +45,20 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, pages: Sequence[Buffer]) -> list[bytes]:
         """Each page compressed, at the level makedumpfile uses (the fastest)."""
+
+    def _decode_each(
+        self,
+        decompress: Callable[[Buffer, int], Buffer],
+        error: type[Exception],
+        blobs: Sequence[Buffer],
+        page_size: int,
+    ) -> Sequence[Buffer]:
+        """`decode` by a library whose `decompress(blob, page_size)` raises `error` for damaged bytes."""
+        try:
+            pages = [decompress(blob, page_size) for blob in blobs]
+        except error as exc:
+            raise CodecError(self.name, "the stored bytes are damaged") from exc
+        return self._checked(pages, page_size)
 
     def _checked(self, pages: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
         """`pages`, all of the right length."""

@@ -26,12 +26,7 @@ class DeflateZlib(Codec):
 
     def decode(self, blobs: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
         """See `Codec.decode`; the output buffer has the page's size and libdeflate does not exceed it."""
-        decompress = self._decompress
-        try:
-            pages = [decompress(blob, page_size) for blob in blobs]
-        except self._error as exc:
-            raise CodecError(self.name, "the stored bytes are damaged") from exc
-        return self._checked(pages, page_size)
+        return self._decode_each(self._decompress, self._error, blobs, page_size)
 
     def encode(self, pages: Sequence[Buffer]) -> list[bytes]:
         """See `Codec.encode`."""
