@@ -22,11 +22,6 @@ def make_ino(space: int, index: int) -> int:
     return space << INDEX_BITS | index
 
 
-def split_ino(ino: int) -> tuple[int, int]:
-    """(space, index) of an inode number."""
-    return ino >> INDEX_BITS, ino & (1 << INDEX_BITS) - 1
-
-
 @dataclass(slots=True)
 class Node(ABC):
     """A file or a directory."""

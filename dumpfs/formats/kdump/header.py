@@ -158,11 +158,6 @@ class KdumpHeader:
         return self.main["block_size"]
 
     @property
-    def sub_offset(self) -> int:
-        """Byte offset of the sub header."""
-        return self.block_size
-
-    @property
     def bitmap_offset(self) -> int:
         """Byte offset of the 1st bitmap."""
         return self.block_size * (1 + self.main["sub_hdr_size"])
