@@ -335,8 +335,9 @@ class Adapter(pyfuse3.Operations):
         node.check_open()
         if node.volatile:
             return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
-        # The page cache is worth having, except to those who ask to go past it; mmap needs it.
-        return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=bool(flags & os.O_DIRECT), keep_cache=True)
+        # Never direct_io here, not even for O_DIRECT: the kernel goes past its cache for that by itself, and with up to
+        # 8 requests of a large read under way at once, where direct_io would ask for one after the other.
+        return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=False, keep_cache=True)
 
     @_translated
     async def read(self, fh: int, off: int, size: int) -> bytes:
