@@ -34,6 +34,7 @@ from barlib import (
     truth,
     workdir,
 )
+from readlib import bit_runs, libkdumpfile
 
 TINY = {
     "tiny/kdump-kaslr.vmcore": "tiny/pages-kdump-kaslr.json",
@@ -330,17 +331,8 @@ def sparse() -> Measured:
 
 def libkdumpfile_rate(dump: Path) -> float:
     """Pages per CPU-second of libkdumpfile's own loop."""
-    binary = workdir() / "peer_libkdumpfile"
-    source = ROOT / "bench" / "peer_libkdumpfile.c"
-    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
-        result = run("gcc", "-O2", "-o", binary, source, "-lkdumpfile")
-        if result.returncode:
-            raise Missing(f"libkdumpfile-dev: {result.stderr.decode()[-200:]}")
-    result = run(binary, dump)
-    if result.returncode:
-        raise RuntimeError(result.stderr.decode())
-    pages, seconds = result.stdout.split()
-    return int(pages) / float(seconds)
+    timed = libkdumpfile(dump)
+    return timed.nbytes / PAGE / timed.cpu
 
 
 def dd_rate(dump: Path) -> tuple[float, float]:
@@ -369,12 +361,6 @@ def dd_rate(dump: Path) -> tuple[float, float]:
     if pages * PAGE < 500e6:
         raise RuntimeError(f"only {pages} pages were read")
     return pages / cpu, pages * PAGE / wall / 1e6
-
-
-def bit_runs(bits: bytes) -> list[tuple[int, int]]:
-    """Runs of set bits."""
-    text = bin(int.from_bytes(bits, "little"))[:1:-1]
-    return [m.span() for m in re.finditer("1+", text)]
 
 
 @bar(
