@@ -153,29 +153,34 @@ def drgn_log(dump: Path, vmlinux: Path) -> None:
     check_log(said.stdout, "drgn")
 
 
-@bar("mount-dmesg", "mount + cat dmesg + umount of 1 GiB (zlib): < 0.8 s by wall, >= 3 x faster than crash, than drgn")
+@bar(
+    "mount-dmesg",
+    "caches dropped: mount + cat dmesg + umount of 1 GiB (zlib) < 0.8 s by wall, >= 3 x faster than crash, than drgn",
+)
 def mount_dmesg() -> Measured:
     dump, vmlinux = big("zlib-d0.kdump"), guest_vmlinux()
     if not (VENV_BIN / "drgn").exists():
         raise Missing("drgn is not installed")
-    sides: dict[str, tuple[Callable[[], None], list[float]]] = {
-        "dumpfs": (lambda: first_dmesg(dump), []),
-        "crash": (lambda: crash_log(dump, vmlinux), []),
-        "drgn": (lambda: drgn_log(dump, vmlinux), []),
+    sides: dict[str, Callable[[], None]] = {
+        "dumpfs": lambda: first_dmesg(dump),
+        "crash": lambda: crash_log(dump, vmlinux),
+        "drgn": lambda: drgn_log(dump, vmlinux),
     }
-    warm(dump, vmlinux)
+    cold: dict[str, list[float]] = {name: [] for name in sides}
+    again: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(PAIRS):
-        for command, times in sides.values():
-            times.append(seconds(command))
-    ours = median(sides["dumpfs"][1])
-    times_faster = {
-        name: median(t / o for t, o in zip(sides[name][1], sides["dumpfs"][1], strict=True))
+        for name, command in sides.items():
+            drop_caches()
+            cold[name].append(seconds(command))
+            again[name].append(seconds(command))
+    faster = {
+        name: median(theirs / ours for theirs, ours in zip(cold[name], cold["dumpfs"], strict=True))
         for name in ("crash", "drgn")
     }
-    text = f"{ours:.2f} s ({spread(sides['dumpfs'][1])})" + "".join(
-        f", {name} {median(sides[name][1]):.2f} s ({value:.1f} x)" for name, value in times_faster.items()
-    )
-    return Measured(text, ours < 0.8 and min(times_faster.values()) >= 3)
+    text = f"{median(cold['dumpfs']):.2f} s ({spread(cold['dumpfs'])}; {median(again['dumpfs']):.2f} s when cached)"
+    for name, value in faster.items():
+        text += f", {name} {value:.1f} x ({median(cold[name]):.2f} s; {median(again[name]):.2f} s when cached)"
+    return Measured(text, median(cold["dumpfs"]) < 0.8 and min(faster.values()) >= 3)
 
 
 def mount_cpu(*dumps: Path) -> float:
@@ -240,7 +245,7 @@ def flattened_mount() -> Measured:
         try:
             pairs = [(open_dump(flat), open_dump(plain)) for _ in range(PAIRS if name != "crash" else 1)]
         except RuntimeError as exc:
-            texts.append(f"{name}: {exc}")
+            texts.append(f"{name} cannot: {str(exc).strip().rsplit(': ', 1)[-1]}")
             continue
         more[name] = median(a - b for a, b in pairs)
         a, b = (median(column) for column in zip(*pairs, strict=True))
@@ -251,36 +256,45 @@ def flattened_mount() -> Measured:
 # -- gdb ---------------------------------------------------------------------------------------------------------------
 
 
-def gdb_pair(dump: Path, local: Path, file: Path | None) -> tuple[float, float]:
-    """Wall seconds of the first full backtrace of all tasks: through a fresh mount, and on the local copy.
+def backtraces(dump: Path, local: Path, file: Path | None) -> tuple[float, float, float, float]:
+    """Wall seconds of full backtraces of all tasks: first and second time through a fresh mount, and on a local copy.
 
-    Before each, caches are dropped, and gdb and the vmlinux, which both sides need alike, read again.
+    Before each first one caches are dropped, and gdb and the vmlinux, which both sides need alike, read again.
     """
     texts, used = [], []
     with mounted(dump) as mount:
         for before in ((), (f'set $dumpfs_core = "{local}"',)):
             only_warm(*([file] if file else []))
             run(tool("gdb"), "-nx", "-batch", "-ex", "python 1")
-            text, wall = gdb(mount.path, "thread apply all bt", file=file, before=before)
-            texts.append(text.split("\nThread ", 1)[1])
-            used.append(wall)
-    if texts[0] != texts[1] or texts[0].count("\nThread ") < 20:
+            for _ in range(2):
+                text, wall = gdb(mount.path, "thread apply all bt", file=file, before=before)
+                texts.append(text.split("\nThread ", 1)[1])
+                used.append(wall)
+    if len(set(texts)) != 1 or texts[0].count("\nThread ") < 20:
         raise RuntimeError("the backtraces differ")
-    return used[0], used[1]
+    first, second, local_first, local_second = used
+    return first, second, local_first, local_second
 
 
-@bar("gdb-local", "gdb, backtrace of all tasks of 1 GiB (zlib), caches dropped: <= 1.3 x that on a local ELF copy")
+@bar(
+    "gdb-local",
+    "gdb VMLINUX, first backtrace of all tasks of 1 GiB (zlib), caches dropped: <= 1.3 x that on a local ELF",
+)
 def gdb_local() -> Measured:
     dump, vmlinux = big("zlib-d0.kdump"), guest_vmlinux()
     local = local_core(dump)
-    texts, worst = [], 0.0
+    texts, ratios = [], []
+    # The dump's own symbols are made by the mount for both sides; the copy finds them made already.
     for what, file in (("VMLINUX", vmlinux), ("own symbols", None)):
-        pairs = [gdb_pair(dump, local, file) for _ in range(3)]
-        value = median(ours / theirs for ours, theirs in pairs)
-        ours, theirs = (median(column) for column in zip(*pairs, strict=True))
-        texts.append(f"{what} {value:.2f} x ({ours:.2f} s, local {theirs:.2f} s)")
-        worst = max(worst, value)
-    return Measured(", ".join(texts), worst <= 1.3)
+        rows = [backtraces(dump, local, file) for _ in range(3)]
+        value, repeated = median(r[0] / r[2] for r in rows), median(r[1] / r[3] for r in rows)
+        first, second, local_first, local_second = (median(column) for column in zip(*rows, strict=True))
+        texts.append(
+            f"{what} {value:.2f} x ({first:.2f} s, local {local_first:.2f} s), "
+            f"second time {repeated:.2f} x ({second:.2f} s, local {local_second:.2f} s)"
+        )
+        ratios.append(value)
+    return Measured("; ".join(texts), ratios[0] <= 1.3)
 
 
 def local_core(dump: Path) -> Path:

@@ -8,6 +8,7 @@ It is imported when picked, so `dumpfs --help` loads neither pyfuse3 nor a codec
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -110,6 +111,8 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script: run, report, and return the exit code."""
+    # numpy comes with threads for linear algebra, which no dump needs: starting them costs as much CPU as all the rest.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         secure_standard_streams()
         return run(sys.argv[1:] if argv is None else argv)

@@ -7,10 +7,13 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from types import FrameType
 
 _LOG = logging.getLogger("dumpfs")
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent(parent: int, signum: signal.Signals = signal.SIGTERM) -> None:
@@ -22,6 +25,26 @@ def die_with_parent(parent: int, signum: signal.Signals = signal.SIGTERM) -> Non
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(128 + signum)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent dies, and so be who waits for them; not handed on to children."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_unless_adopted(guardian: int, signum: signal.Signals) -> None:
+    """Let this process live on when its parent dies, as long as `guardian` does, which must be who adopts it.
+
+    Args:
+        guardian: process id.
+        signum: the signal that tells of a parent's death; see `die_with_parent`. The kernel sends it for each parent.
+    """
+
+    def orphaned(_signum: int, _frame: FrameType | None) -> None:
+        if os.getppid() != guardian:
+            os._exit(128 + signum)
+
+    signal.signal(signum, orphaned)
 
 
 def is_alive(pid: int) -> bool:

@@ -6,7 +6,11 @@ Requests that need the file wait, others go on.
 
 The memory file exists before the workers are forked. It begins with a table, by inode number, that is changed only
 under a record lock; the contents follow, each from a page boundary on. A helper that dies leaves its row in the
-state 'building' with a process id that no longer exists, and the next who looks takes over.
+state 'building' with a process id that no longer exists, and the next who looks takes over. A helper whose worker dies
+is adopted by the supervisor and goes on, for the requests of that worker are asked again.
+
+Any process may be killed at any moment, and the lock is free then. So the table is changed by single stores of whole
+words, in an order that leaves it valid after each.
 
 Functions of one `Publisher` are called from one thread; different processes may call at the same time.
 """
@@ -19,7 +23,6 @@ import logging
 import mmap
 import os
 import signal
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -29,7 +32,7 @@ import trio
 
 from dumpfs.errors import DumpfsError
 from dumpfs.fuse.eventloop import EventLoop
-from dumpfs.fuse.process import is_alive, render_exit, spawn
+from dumpfs.fuse.process import end_unless_adopted, is_alive, render_exit, spawn
 from dumpfs.vfs.node import Node
 
 _LOG = logging.getLogger("dumpfs")
@@ -37,6 +40,8 @@ _LOG = logging.getLogger("dumpfs")
 _FIRST_POLL_SECONDS = 0.002
 _LAST_POLL_SECONDS = 0.05
 """How often a waiting request looks whether the file is there; the news may come from any process."""
+_ORPHANED = signal.SIGUSR1
+"""What tells a helper that its worker died; SIGTERM shall end it."""
 _MAX_TRIES = 3
 """Helpers that may die over one file before it is given up."""
 
@@ -67,10 +72,17 @@ class Row(NamedTuple):
     """Helpers that died; of a failed file its error number."""
 
 
-_HEAD = struct.Struct("=QQ")  # rows in use, end of the contents
-_ROW = struct.Struct("=QIIQQQ")
+# The table consists of 64-bit words. It begins with:
+_COUNT = 0
+"""Rows in use."""
+_END = 1
+"""Where the contents end in the memory file."""
+_HEAD_WORDS = 2
+_ROW_WORDS = 5
+_STATE_BITS = 32
+"""The second word of a row is its state, and above these bits the process id."""
 _MAX_ROWS = 2000
-_TABLE_BYTES = -(-(_HEAD.size + _MAX_ROWS * _ROW.size) // mmap.PAGESIZE) * mmap.PAGESIZE
+_TABLE_BYTES = -(-8 * (_HEAD_WORDS + _MAX_ROWS * _ROW_WORDS) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class BuildError(DumpfsError):
@@ -94,8 +106,8 @@ class Publisher:
         self._on_build = on_build
         self._fd = os.memfd_create("dumpfs-views", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, _TABLE_BYTES)
-        self._table = mmap.mmap(self._fd, _TABLE_BYTES)
-        _HEAD.pack_into(self._table, 0, 0, _TABLE_BYTES)
+        self._table = memoryview(mmap.mmap(self._fd, _TABLE_BYTES)).cast("Q")
+        self._table[_END] = _TABLE_BYTES
 
     async def prepare(self, node: Node) -> None:
         """Return when `node` can be read without delay.
@@ -108,15 +120,18 @@ class Publisher:
         async with self._loop.waiting():
             child = 0
             pause = _FIRST_POLL_SECONDS
-            while not self._settled(node):
-                if child:
-                    child = self._reap(node.ino, child)
-                elif self._claim(node.ino):
-                    child = self._start(node)
-                await trio.sleep(pause)
-                pause = min(pause * 1.5, _LAST_POLL_SECONDS)
-            if child:
-                os.waitpid(child, 0)  # it is on its last line
+            try:
+                while not self._settled(node):
+                    if child:
+                        child = self._reap(node.ino, child)
+                    elif self._claim(node.ino):
+                        child = self._start(node)
+                    await trio.sleep(pause)
+                    pause = min(pause * 1.5, _LAST_POLL_SECONDS)
+            except BuildError:
+                _wait_for(child)
+                raise
+            _wait_for(child)
 
     def _settled(self, node: Node) -> bool:
         """Hand the content over if it is there; False while it is not.
@@ -160,13 +175,20 @@ class Publisher:
     def _start(self, node: Node) -> int:
         """Fork the helper that builds; its process id."""
         self._on_build()
-        pid = spawn(lambda: self._build(node), on_parent_death=signal.SIGKILL)
+        supervisor = os.getppid()
+        try:
+            pid = spawn(lambda: self._build(node, supervisor), on_parent_death=_ORPHANED)
+        except OSError:
+            self._update(node.ino, State.EMPTY, pid=0)
+            raise
         self._update(node.ino, State.BUILDING, pid=pid)
         return pid
 
-    def _build(self, node: Node) -> int:
+    def _build(self, node: Node, supervisor: int) -> int:
         """What the helper does."""
-        os.close(self._loop.fd)  # else a mount whose workers are dead would not end before we do
+        os.close(self._loop.fd)  # else requests of a dead worker, or a mount without any, would not end before we do
+        end_unless_adopted(supervisor, _ORPHANED)
+        self._update(node.ino, State.BUILDING, pid=os.getpid())  # our worker may die before it can say so
         try:
             data = node.build()
         except DumpfsError as exc:
@@ -181,10 +203,10 @@ class Publisher:
 
     def _finish(self, ino: int, state: State, data: bytes, number: int) -> None:
         with self._locked():
-            count, offset = _HEAD.unpack_from(self._table)
+            offset = self._table[_END]
             stop = offset + -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(self._fd, stop)
-            _HEAD.pack_into(self._table, 0, count, stop)
+            self._table[_END] = stop
         done = 0
         while done < len(data):
             done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
@@ -222,9 +244,18 @@ class Publisher:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
 
     def _rows(self) -> Iterator[tuple[int, Row]]:
-        count = _HEAD.unpack_from(self._table)[0]
-        for place in range(_HEAD.size, _HEAD.size + count * _ROW.size, _ROW.size):
-            yield place, Row._make(_ROW.unpack_from(self._table, place))
+        for place in range(_HEAD_WORDS, _HEAD_WORDS + self._table[_COUNT] * _ROW_WORDS, _ROW_WORDS):
+            ino, progress, offset, size, number = self._table[place : place + _ROW_WORDS]
+            state, pid = progress & (1 << _STATE_BITS) - 1, progress >> _STATE_BITS
+            yield place, Row(ino, state, pid, offset, size, number)
+
+    def _put(self, place: int, row: Row) -> None:
+        """Write a row; last its state, which says what the rest means."""
+        self._table[place] = row.ino
+        self._table[place + 2] = row.offset
+        self._table[place + 3] = row.size
+        self._table[place + 4] = row.number
+        self._table[place + 1] = row.state | row.pid << _STATE_BITS
 
     def failures(self) -> dict[int, str]:
         """Files that could not be built, by inode number, with the reason; of all processes."""
@@ -239,22 +270,18 @@ class Publisher:
     def _claim(self, ino: int) -> bool:
         """Whether it is up to this process to build now; the table then says that it does."""
         with self._locked():
-            place, number = None, 0
-            for here, row in self._rows():
+            for place, row in self._rows():
                 if row.ino == ino:
-                    if row.state == State.BUILDING and is_alive(row.pid):
-                        return False
-                    if row.state not in (State.EMPTY, State.BUILDING):
-                        return False
-                    place, number = here, row.number
-                    break
-            if place is None:
-                count, stop = _HEAD.unpack_from(self._table)
-                if count == _MAX_ROWS:
-                    raise BuildError("too many slow files were opened", errno.ENOSPC)
-                place = _HEAD.size + count * _ROW.size
-                _HEAD.pack_into(self._table, 0, count + 1, stop)
-            _ROW.pack_into(self._table, place, ino, State.BUILDING, os.getpid(), 0, 0, number)
+                    free = row.state == State.EMPTY or (row.state == State.BUILDING and not is_alive(row.pid))
+                    if free:
+                        self._put(place, row._replace(state=State.BUILDING, pid=os.getpid()))
+                    return free
+            count = self._table[_COUNT]
+            if count == _MAX_ROWS:
+                raise BuildError("too many slow files were opened", errno.ENOSPC)
+            row = Row(ino, State.BUILDING, os.getpid(), 0, 0, 0)
+            self._put(_HEAD_WORDS + count * _ROW_WORDS, row)
+            self._table[_COUNT] = count + 1
         return True
 
     def _update(self, ino: int, state: State, **changes: int) -> None:
@@ -262,4 +289,10 @@ class Publisher:
         with self._locked():
             for place, row in self._rows():
                 if row.ino == ino and row.state in (State.EMPTY, State.BUILDING):
-                    _ROW.pack_into(self._table, place, *row._replace(state=state, **changes))
+                    self._put(place, row._replace(state=state, **changes))
+
+
+def _wait_for(child: int) -> None:
+    """Wait for the end of a helper, if there is one, that has said what it had to say."""
+    if child:
+        os.waitpid(child, 0)

@@ -156,7 +156,7 @@ class Session:
     def _probe(self, workers: Workers) -> None:
         """See that the mount answers. A child asks, since asking can hang, and we must see workers die."""
         answer: list[int] = []
-        pid = spawn(self._ask, on_parent_death=signal.SIGKILL)
+        pid = spawn(lambda: self._ask(workers), on_parent_death=signal.SIGKILL)
 
         def ended(child: int, status: int) -> bool:
             if child == pid:
@@ -172,8 +172,9 @@ class Session:
             problem = os.strerror(answer[0]) if answer[0] > 0 else f"who asked it was killed by signal {-answer[0]}"
             raise MountError(f"{self._mount_point}: the new mount does not answer: {problem}")
 
-    def _ask(self) -> int:
+    def _ask(self, workers: Workers) -> int:
         """What the prober does: 0, or an error number."""
+        workers.close_devices()
         try:
             os.stat(self._mount_point)
         except OSError as exc:

@@ -87,6 +87,7 @@ class SharedCounters:
         self._map = mmap.mmap(self._fd, _SIZE)
         self._words = memoryview(self._map)[:_ROWS_BYTES].cast("Q")
         self._cache = cache
+        self._hits_before = self._misses_before = 0
         self._known: list[tuple[Pfn, Pfn]] = []
         self.mine = self._row(_SUPERVISOR)
 
@@ -96,7 +97,15 @@ class SharedCounters:
     def attach(self, worker: int) -> None:
         """Count from now on as worker number `worker` (0 to MAX_WORKERS - 1), in the process that is it."""
         self.mine = self._row(worker)
+        if self._cache is not None:  # what it counted before it came here is another's
+            self._hits_before = self.mine[Count.CACHE_HITS] - self._cache.hits
+            self._misses_before = self.mine[Count.CACHE_MISSES] - self._cache.misses
         self.mine[Count.PID] = os.getpid()
+
+    def asked(self, worker: int) -> int:
+        """How often this and earlier processes in the row of a worker were asked something; any process may look."""
+        row = self._row(worker)
+        return int(row[Count.REQUESTS] + row[Count.READS])
 
     def detach(self, worker: int) -> None:
         """Forget the process of a worker that has ended; what it counted stays."""
@@ -109,8 +118,8 @@ class SharedCounters:
     def publish(self) -> None:
         """Copy what this process's cache counted into its row."""
         if self._cache is not None:
-            self.mine[Count.CACHE_HITS] = self._cache.hits
-            self.mine[Count.CACHE_MISSES] = self._cache.misses
+            self.mine[Count.CACHE_HITS] = self._hits_before + self._cache.hits
+            self.mine[Count.CACHE_MISSES] = self._misses_before + self._cache.misses
 
     def total(self, count: Count) -> int:
         """One number, summed over all processes."""

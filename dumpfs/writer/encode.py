@@ -5,7 +5,6 @@ Per page only the codec's call and a slice are Python; zero test, sizes and desc
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,23 +24,6 @@ _JOIN_GAP = 8
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
-
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-_ARENA_BYTES = 64 << 20
-
-
-def keep_heap() -> None:
-    """Tell the C library to keep freed memory, for a process that allocates and frees megabytes all the time.
-
-    glibc maps a large block anew at each malloc and unmaps it at free, and the page faults of that cost as much as
-    compressing (a compressor's work memory, a batch's buffer). Elsewhere nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, _ARENA_BYTES // 2)
-    mallopt(_M_TRIM_THRESHOLD, _ARENA_BYTES)
 
 
 @dataclass(slots=True)

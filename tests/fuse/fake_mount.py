@@ -91,6 +91,21 @@ class Buggy(FileNode):
 
 
 @dataclass(slots=True)
+class Poison(FileNode):
+    """Whoever reads it dies."""
+
+    notes: Path
+
+    def size(self) -> int:
+        return 10
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self.notes.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        os._exit(99)
+
+
+@dataclass(slots=True)
 class Refused(FileNode):
     """Cannot be opened."""
 
@@ -219,6 +234,7 @@ class FakeTree:
             "clock": add(Clock(next(inos))),
             "folder": add(Folder(next(inos), {"inner": add(Text(next(inos), b"inner\n"))})),
             "many": add(Many(next(inos))),
+            "poison": add(Poison(next(inos), notes / "poison")),
             **{f"slow-{how}": add(Slow(next(inos), notes / how, how)) for how in slow},
         }
         self.root = add(Folder(ROOT_INO, files))

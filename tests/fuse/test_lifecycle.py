@@ -241,31 +241,6 @@ def test_sigterm_unmounts_although_somebody_is_inside(mount, dump):
         inside.kill()
 
 
-def test_killed_worker_costs_its_requests_only(mount, dump):
-    mount.expect(r"worker \d+ was killed by signal 9 \(SIGKILL\); its requests failed, and another takes its place")
-    tree = mount(dump, "workers=2")
-    victim = mount.processes(tree)[-1]
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: "takes its place" in mount.log(tree), "the death was noticed")
-    wait_until(lambda: len(mount.processes(tree)) == 3, "another has taken its place")
-    assert (tree / "vmcoreinfo").read_bytes()
-    assert "workers_restarted: 1" in (tree / "status").read_text()
-    assert str(victim) not in (tree / "status").read_text().split("workers:")[1].splitlines()[0].split()
-
-
-def test_workers_that_keep_dying_end_the_mount(mount, dump):
-    mount.expect("was killed by signal 9")
-    tree = mount(dump, "workers=1")
-
-    def kill_one() -> bool:
-        for pid in mount.processes(tree)[1:]:
-            os.kill(pid, signal.SIGKILL)
-        return not is_mounted(tree)
-
-    wait_until(kill_one, "the mount has ended")
-    assert "workers keep dying" in mount.log(tree)
-
-
 def test_killed_daemon_leaves_a_mount_that_umount_clears(mount, dump):
     tree = mount(dump)
     pids = mount.processes(tree)
@@ -375,19 +350,3 @@ def test_debug_shows_requests(mount, dump):
     wait_until(lambda: is_mounted(path) and "hmem" in os.listdir(path), "mounted")
     process.send_signal(signal.SIGTERM)
     assert "opcode: " in process.communicate(timeout=30)[1]
-
-
-def test_foreground_mount_whose_workers_keep_dying_says_so_and_fails(foreground, mount):
-    process, tree = foreground("workers=1")
-    assert process.stderr is not None
-    assert "is mounted on" in process.stderr.readline()  # before, what is killed may be what sees that it answers
-
-    def kill_one() -> bool:
-        for pid in mount.processes(tree)[1:]:
-            os.kill(pid, signal.SIGKILL)
-        return not is_mounted(tree)
-
-    wait_until(kill_one, "the mount has ended")
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == 7
-    assert f"{tree}: the mount had to end: workers keep dying" in said

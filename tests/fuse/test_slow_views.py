@@ -126,15 +126,3 @@ def test_helper_that_keeps_dying_gives_the_file_up(mount):
             (tree / "slow-dies").read_bytes()
         assert failure.value.errno == errno.EIO
     assert len(builders(tree, "dies")) == 3
-
-
-def test_worker_that_dies_while_its_helper_builds_costs_a_retry(mount):
-    mount.expect("worker .* was killed by signal 9")
-    tree = mount.fake("workers=2")
-    waiting = readers(tree / "slow-slow", 1)
-    wait_until(lambda: builders(tree, "slow"), "building has begun")
-    helper = int(builders(tree, "slow")[0])
-    worker = int(Path(f"/proc/{helper}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(worker, 9)
-    assert outputs(waiting) == {b""}, "its own request fails"
-    assert (tree / "slow-slow").read_bytes() == SLOW

@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import selectors
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from dumpfs.errors import DumpfsError, WriteError
+from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
 from dumpfs.writer.bytesink import ByteSink
-from dumpfs.writer.encode import KIND_LOST, KIND_ZERO, Encoded, keep_heap
+from dumpfs.writer.encode import KIND_LOST, KIND_ZERO, Encoded
 
 _QUEUED = 2
 """Batches handed to a worker ahead, so that it never waits for the parent."""
@@ -126,6 +128,7 @@ class Pipeline:
     stop: Callable[[], str]
     totals: Totals = field(default_factory=Totals)
     _workers: list[_Worker] = field(default_factory=list)
+    _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _batches: dict[int, _Batch] = field(default_factory=dict)
     _issued: int = 0
     _placed: int = 0
@@ -155,9 +158,11 @@ class Pipeline:
             process = context.Process(target=_work, args=(theirs, open_ends, self.encoder, outs), daemon=True)
             process.start()
             theirs.close()
+            self._selector.register(ours, selectors.EVENT_READ, len(self._workers))
             self._workers.append(_Worker(ours, process))
 
     def _end(self) -> None:
+        self._selector.close()
         for worker in self._workers:
             worker.connection.close()  # a worker that waits for work ends itself
         for worker in self._workers:
@@ -170,13 +175,12 @@ class Pipeline:
         more = self._issue(jobs)
         stopping = ""
         while self._committed < self._issued or more:
-            ready = wait([worker.connection for worker in self._workers], _TICK)
+            ready = self._selector.select(_TICK)
             stopping = stopping or self.stop()
             if stopping and self._committed == self._placed:
                 raise _Failure(stopping)
-            for number, worker in enumerate(self._workers):
-                if worker.connection in ready:
-                    self._receive(number, worker)
+            for key, _ in ready:
+                self._receive(self._workers[key.data])
             if not stopping:
                 self._place()
                 more = self._issue(jobs)
@@ -202,7 +206,7 @@ class Pipeline:
         except (BrokenPipeError, ConnectionResetError):
             raise _Failure("a worker process was killed, perhaps for lack of memory") from None
 
-    def _receive(self, number: int, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
         while worker.connection.poll():
             try:
                 kind, batch_number, *rest = worker.connection.recv()
@@ -263,7 +267,7 @@ def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncod
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in foreign:
         end.close()
-    keep_heap()
+    keep_freed_memory()
     held: dict[int, list[Buffer]] = {}
     try:
         while True:

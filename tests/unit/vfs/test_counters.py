@@ -54,6 +54,36 @@ def test_worker_that_ended_is_forgotten_but_not_what_it_counted():
     assert counters.values()["bytes_read"] == 10
 
 
+def test_worker_in_the_place_of_another_counts_on():
+    cache = PageCache()
+    counters = SharedCounters(cache)
+
+    def work(misses: int) -> int:
+        counters.attach(0)
+        for _ in range(misses):
+            cache.get(1)
+        counters.publish()
+        return 0
+
+    for misses in (5, 3):
+        assert in_child(lambda misses=misses: work(misses)) == 0
+        counters.detach(0)
+    assert counters.total(Count.CACHE_MISSES) == 8
+
+
+def test_requests_of_a_workers_place_are_known_to_others():
+    counters = SharedCounters()
+
+    def work() -> int:
+        counters.attach(2)
+        counters.mine[Count.REQUESTS] += 2
+        counters.mine[Count.READS] += 3
+        return 0
+
+    assert in_child(work) == 0
+    assert (counters.asked(1), counters.asked(2)) == (0, 5)
+
+
 def test_counts_of_the_cache_are_published():
     cache = PageCache()
     counters = SharedCounters(cache)
