@@ -16,7 +16,8 @@ import pytest
 
 BIN = Path(sys.executable).parent
 DUMPFS = str(BIN / "dumpfs")
-FAKE = [sys.executable, str(Path(__file__).with_name("fake_mount.py"))]
+FAKE_MOUNT = str(Path(__file__).with_name("fake_mount.py"))
+FAKE = [sys.executable, FAKE_MOUNT]
 SECONDS = 60.0
 """What a command may take on a busy machine."""
 _TROUBLE = re.compile(r": (WARNING|ERROR|CRITICAL): |^Traceback ", re.MULTILINE)
@@ -95,9 +96,11 @@ class Mounter:
         parts = [dump] if isinstance(dump, Path) else list(dump)
         return self._mount([DUMPFS, "mount"], parts, options)
 
-    def fake(self, *options: str) -> Path:
-        """Mount the tree of `fake_mount`."""
-        return self._mount(FAKE, [self._folder], options)
+    def fake(self, *options: str, change: str = "") -> Path:
+        """Mount the tree of `fake_mount`; `change` are statements run before, that know `dumpfs.fuse.workers` as w."""
+        script = f"import os, runpy, sys, dumpfs.fuse.workers as w\n{change}\n"
+        script += f"runpy.run_path({FAKE_MOUNT!r}, run_name='__main__')"
+        return self._mount([sys.executable, "-c", script] if change else FAKE, [self._folder], options)
 
     def _mount(self, command: list[str], parts: Sequence[Path], options: Sequence[str]) -> Path:
         path = self.point()
