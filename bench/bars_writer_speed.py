@@ -114,6 +114,7 @@ def against_codec(codec: str) -> Measured:
     with scratch() as folder:
         out = folder / "ours"
         for _ in range(PAIRS + 1):
+            out.unlink(missing_ok=True)  # freeing the last run's memory is none of this run's work
             used = seconds(lambda: write("-f", CODECS[codec], "-d", 0, source, out))
             alone = codec_rate(codec, source)
             pages = Kdump(out).pfns.size
