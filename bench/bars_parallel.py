@@ -61,7 +61,8 @@ def guest_vmlinux() -> Path:
 def sequential(codec: str) -> Measured:
     """dd of all long runs of /hmem, O_DIRECT and buffered, beside libkdumpfile reading the same pages."""
     dump = big(f"{codec}-d0.kdump")
-    pieces, addresses = spans(long_runs(dump)), sequential_list(dump)
+    runs = long_runs(dump)
+    pieces, addresses = spans(runs), sequential_list(dump, runs)
     ratios: dict[bool, list[float]] = {True: [], False: []}
     rates: dict[object, list[float]] = {True: [], False: [], "peer": []}
     for _ in range(PAIRS):

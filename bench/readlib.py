@@ -131,10 +131,22 @@ def address_list(name: str, addresses: Iterable[int]) -> Path:
     return path
 
 
-def sequential_list(dump: Path, size: int = PAGE) -> Path:
-    """Addresses of all pages (or larger pieces, if they fit) of the long runs, in order."""
-    pieces = (at * PAGE for a, b in long_runs(dump) for at in range(a, b - size // PAGE + 1, size // PAGE))
-    return address_list(f"{dump.name}-sequential-{size}", pieces)
+def cut(runs: Runs, npages: int) -> Runs:
+    """The runs up to so many pages."""
+    kept = []
+    for first, stop in runs:
+        stop = min(stop, first + npages)
+        npages -= stop - first
+        if stop > first:
+            kept.append((first, stop))
+    return kept
+
+
+def sequential_list(dump: Path, runs: Runs, size: int = PAGE) -> Path:
+    """Addresses of all pages of runs, in order; or of larger pieces, without what is left at the end of a run."""
+    step = size // PAGE
+    pieces = [at * PAGE for first, stop in runs for at in range(first, stop - step + 1, step)]
+    return address_list(f"{dump.name}-sequential-{size}-{len(pieces)}", pieces)
 
 
 def random_list(dump: Path, count: int) -> Path:

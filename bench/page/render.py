@@ -1,0 +1,136 @@
+"""bench/RESULTS.md from what was kept."""
+
+from __future__ import annotations
+
+from barlib import PAGE
+
+from page.measure import OURS, SECTIONS, Plan, Row
+from page.store import Kept, rows_of
+
+PLOT = "RESULTS.svg"
+_DRAW = 0.03
+"""Ratios this near to 1 are neither a gain nor a loss: runs differ by more."""
+
+
+def _number(value: float, unit: str) -> str:
+    if unit in ("s", "CPU s"):
+        return f"{value:.2f} {unit}"
+    return f"{value:,.0f} {unit}"
+
+
+def _absolute(row: Row, side: str) -> str:
+    values = row.values.get(side)
+    if not values:
+        return "–"
+    text = _number(row.middle(side), row.unit)
+    if len(values) > 1:
+        low, high = (_number(v, row.unit).removesuffix(row.unit).strip() for v in (min(values), max(values)))
+        text += f" ({low}–{high})"
+    return text
+
+
+def _ratio(row: Row, peer: str) -> str:
+    ratios = row.ratios(peer)
+    if not ratios:
+        return "–"
+    text = f"**{row.ratio(peer):.2f}**"
+    return text + (f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else "")
+
+
+def _peers(rows: list[Row]) -> list[str]:
+    found: dict[str, None] = {}
+    for row in rows:
+        found |= dict.fromkeys([*row.values, *row.missing])
+    found.pop(OURS, None)
+    return list(found)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """A table with the ratio columns first, and below it why a cell is empty."""
+    peers = _peers(rows)
+    heads = ["", *(f"× {peer}" for peer in peers), OURS, *peers]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in rows:
+        cells = [row.title, *(_ratio(row, peer) for peer in peers), *(_absolute(row, side) for side in (OURS, *peers))]
+        lines.append("| " + " | ".join(cells) + " |")
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for side, why in row.missing.items():
+            reasons.setdefault(f"{side}: {why}", []).append(row.title)
+    if reasons:
+        lines.append("")
+        lines += [f"* no value for {why} ({'; '.join(titles)})" for why, titles in reasons.items()]
+    return lines
+
+
+def _behind(kept: Kept) -> list[str]:
+    found = []
+    for name, section in SECTIONS.items():
+        for row in rows_of(kept, name) if name in kept else []:
+            for peer in _peers([row]):
+                value = row.ratio(peer)
+                if 0 < value < 1 - _DRAW and peer != "passthrough":
+                    found.append((value, f"* {value:.2f} × {peer}: {section.title.lower()}, {row.title}"))
+    return [text for _, text in sorted(found)]
+
+
+def _circumstances(kept: Kept) -> list[str]:
+    lines = []
+    machines: dict[str, list[str]] = {}
+    versions: dict[str, list[str]] = {}
+    for name in SECTIONS:
+        if name in kept:
+            machines.setdefault(kept[name]["machine"], []).append(name)
+            text = ", ".join(f"{who} {what}" for who, what in kept[name]["versions"].items())
+            versions.setdefault(text, []).append(name)
+    for texts, what in ((machines, "Machine"), (versions, "Versions")):
+        for text, names in texts.items():
+            lines.append(f"* {what}{f' ({chr(44).join(names)})' if len(texts) > 1 else ''}: {text}.")
+    return lines
+
+
+_METHOD = """\
+Every ratio says **how many times as fast as the peer dumpfs is**: more than 1 is faster, of rates as of times. Times
+are wall times; where CPU is meant, it is said.
+
+* The dump is real: a Debian guest of 1280 MiB, crashed and saved by a capture kernel (`bench/guest`). It has programs,
+  libraries, text, heaps and page cache, at dump level 0: {pages:,} stored pages, zero pages too, {nbytes:.2f} GB.
+  makedumpfile wrote its zlib and lzo forms, `dumpfs write` those that Debian's makedumpfile cannot (snappy, zstd).
+* What counts is bytes of stored pages. Both sides of a ratio read the same bytes in the same order, by one list.
+* The sides take turns, in reversed order every second time, and each gets a fresh mount or process. A ratio is the
+  median of the rounds' ratios, a value the median of the rounds' values; least and greatest in brackets.
+* Caches are dropped (`drop_caches`) before each run of each side, or the inputs are read into the page cache before
+  it; each section says which.
+* dumpfs is measured through the kernel: FUSE, system calls and copies included, as any program sees it, with its
+  default options. libkdumpfile is measured in process, in a C loop (`bench/peer_libkdumpfile.c`), as its users see it.
+* *passthrough* is the ceiling: a FUSE file system in C (`bench/passthrough.c`, all threads that libfuse wants, the same
+  read-ahead) that answers reads with bytes of an uncompressed file in the page cache. It decodes nothing.
+* No number on this page was typed: `./bench/run` wrote it. Debian 12 on x86-64, root, 12 GB of disk:
+
+      ./bench/run                             # all of it
+      ./bench/run --quick                     # fewer rounds and bytes
+      ./bench/run --only sequential,random    # parts; the others stay as they were measured
+"""
+
+
+def page(plan: Plan, kept: Kept) -> str:
+    """The whole page."""
+    lines = ["# How fast dumpfs is", ""]
+    pages = max((part["pages"] for part in kept.values()), default=0)
+    method = _METHOD.format(pages=pages, nbytes=pages * PAGE / 1e9)
+    if plan.quick:
+        lines += ["**A quick run**: fewer rounds, fewer bytes; see `./bench/run` for the real one.", ""]
+    lines += [f"![ratios and rates]({PLOT})", "", "## Method", "", method]
+    lines += _circumstances(kept)
+    behind = _behind(kept)
+    lines += ["", "## Where dumpfs is behind", ""]
+    lines += behind or ["Nowhere but behind the passthrough."]
+    for name, section in SECTIONS.items():
+        if name in kept:
+            part = kept[name]
+            lines += ["", f"## {section.title}", "", section.about, "", *table(rows_of(kept, name))]
+            lines += ["", f"*{part['date']}, {part['seconds']} s, load before: {part['load']}*"]
+    absent = [name for name in SECTIONS if name not in kept]
+    if absent:
+        lines += ["", f"Not measured yet: {', '.join(absent)}."]
+    return "\n".join(lines) + "\n"
