@@ -34,8 +34,22 @@ class PageState(IntEnum):
 READABLE = frozenset((PageState.STORED, PageState.PARTIAL))
 """States whose content can be handed out."""
 
+_ZEROS = b"\0" * (1 << 20)
+"""The largest answer to a read that the kernel asks for."""
+
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def zeros(size: int) -> bytes:
+    """`size` zero bytes to answer with.
+
+    `bytes(size)` may have no memory before somebody looks at it. When that is the kernel, which copies the answer of a
+    process that was just killed, it gives the process no memory any more, and the reader EIO.
+    """
+    if size == len(_ZEROS):
+        return _ZEROS
+    return _ZEROS[:size] if size < len(_ZEROS) else b"\0" * size
 
 
 def parse_size(text: str) -> int:

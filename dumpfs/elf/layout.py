@@ -45,6 +45,7 @@ from dumpfs.elf.structs import (
     phdr_layout,
 )
 from dumpfs.structs import Abi, ByteOrder
+from dumpfs.units import zeros
 
 FILE_ALIGN = 4096
 """Alignment of file ranges at least: the page of the machine that reads, so that mmap works."""
@@ -165,7 +166,7 @@ class CorePlan:
             i += 1
             gap_end = min(stop, self._offsets[i]) if i < len(self._offsets) else stop
             if offset < gap_end:
-                pieces.append(bytes(gap_end - offset))
+                pieces.append(zeros(gap_end - offset))
                 offset = gap_end
         return b"".join(pieces)
 

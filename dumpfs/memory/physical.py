@@ -12,7 +12,7 @@ from dumpfs.errors import PageError, page_error
 from dumpfs.formats.base import DumpImage, PageInfo
 from dumpfs.memory.cache import PageCache
 from dumpfs.ranges import PfnSet, ScaledSet
-from dumpfs.units import PageState, Pfn
+from dumpfs.units import PageState, Pfn, zeros
 
 _FILL = bytes((PageState.EXCLUDED, PageState.ABSENT))
 _GOOD = bytes((PageState.STORED, PageState.PARTIAL))
@@ -104,7 +104,7 @@ class PhysMemory:
                 self.cache.put(block, data)
                 return data
         if policy is HolePolicy.ZERO and state in (PageState.EXCLUDED, PageState.ABSENT):
-            return bytes(self._block_size)
+            return zeros(self._block_size)
         raise page_error(pfn, state, detail)
 
     def read(self, paddr: int, size: int) -> bytes:
@@ -128,7 +128,7 @@ class PhysMemory:
             if self.policy is HolePolicy.ERROR:
                 raise page_error(paddr >> self.page_shift, PageState.ABSENT)
             below = min(size, -offset)
-            return bytes(below) + self.read(paddr + below, size - below)
+            return zeros(below) + self.read(paddr + below, size - below)
         while block <= last:
             count = min(last - block + 1, _READ_BYTES // block_size)
             pieces.append(self._read_run(block, count))

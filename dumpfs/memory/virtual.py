@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from dumpfs.errors import DumpfsError, TranslationError
 from dumpfs.memory.physical import PhysMemory
 from dumpfs.structs import ByteOrder
+from dumpfs.units import zeros
 
 _MAX_TRANSLATIONS = 4096
 """Page translations remembered; a few hundred bytes each."""
@@ -287,7 +288,7 @@ class SparseReader:
                 if len(self.missing) < _MAX_TRANSLATIONS:
                     self.missing.setdefault(vaddr & -_MIN_PAGE, exc)
                 holes.append((position, position + step))
-                pieces.append(bytes(step))
+                pieces.append(zeros(step))
             position += step
         self._holes = tuple(holes)
         return b"".join(pieces)

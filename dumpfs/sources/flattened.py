@@ -30,6 +30,7 @@ from dumpfs.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatu
 from dumpfs.ranges import overlay
 from dumpfs.sources.base import ByteSource
 from dumpfs.structs import Buffer
+from dumpfs.units import zeros
 
 SIGNATURE = b"makedumpfile\0\0\0\0"
 _FILE_HEADER = struct.Struct(">16sqq")
@@ -300,7 +301,7 @@ class FlattenedSource:
                 continue
             if offset < firsts[piece]:  # no record says what is here
                 gap_stop = min(firsts[piece], stop)
-                yield bytes(gap_stop - offset)
+                yield zeros(gap_stop - offset)
                 offset = gap_stop
                 continue
             piece_stop = min(stops[piece], stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dumpfs.units import READABLE, PageState, parse_size, render_size
+from dumpfs.units import READABLE, PageState, parse_size, render_size, zeros
 from tests.build.model import Kind
 
 
@@ -52,3 +52,8 @@ def test_states_keep_their_numbers():
 
 def test_only_stored_and_partial_pages_have_content():
     assert {PageState.STORED, PageState.PARTIAL} == READABLE
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_zeros_are_as_many_as_asked_for(size):
+    assert zeros(size) == bytes(size)

@@ -20,7 +20,7 @@ from dumpfs.notes import find_note
 from dumpfs.ranges import MaskedSet, PfnSet, RangeSet
 from dumpfs.sources.base import ByteSource
 from dumpfs.structs import Abi, Buffer
-from dumpfs.units import PageState, Pfn
+from dumpfs.units import PageState, Pfn, zeros
 
 _MAX_NOTE_BYTES = 64 << 20
 _MACHINE_ALIASES = {"Unknown": "", "S390X": "s390x", "i386": "i686", "i586": "i686", "armv7l": "arm", "armv6l": "arm"}
@@ -140,11 +140,11 @@ class KdumpImage:
         position = first
         for low, high in self._cut_at_parts(runs):
             if low[0] > position:
-                pieces.append(bytes(block_size * (low[0] - position)))
+                pieces.append(zeros(block_size * (low[0] - position)))
             position = high
             pieces.append(self._read_stretch(low, high, states, first))
         if stop > position:
-            pieces.append(bytes(block_size * (stop - position)))
+            pieces.append(zeros(block_size * (stop - position)))
         return b"".join(pieces), bytes(states)
 
     def _cut_at_parts(self, runs: Sequence[tuple[Pfn, Pfn]]) -> Iterator[tuple[list[Pfn], Pfn]]:
@@ -176,14 +176,14 @@ class KdumpImage:
         if part is None:
             for low, high in runs:
                 states[low - first : high - first] = _LOST * (high - low)
-            return bytes(block_size * (stop - bounds[0]))
+            return zeros(block_size * (stop - bounds[0]))
         index = self._bits.rank(bounds[0]) - part.base
         pages, page_states = part.table.read_many(index, sum(high - low for low, high in runs))
         pieces: list[Buffer] = []
         position, used = bounds[0], 0
         for low, high in runs:
             if low > position:
-                pieces.append(bytes(block_size * (low - position)))
+                pieces.append(zeros(block_size * (low - position)))
             n = high - low
             pieces += pages[used : used + n]
             states[low - first : high - first] = page_states[used : used + n]

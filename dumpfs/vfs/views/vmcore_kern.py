@@ -15,7 +15,7 @@ from dumpfs.elf.layout import ReadPhysical
 from dumpfs.errors import DumpfsError, ExcludedPageError, ViewError
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.ranges import PfnSet
-from dumpfs.units import Pfn
+from dumpfs.units import Pfn, zeros
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import explain
 from dumpfs.vfs.views.vmcore import CoreFile, DumpCore, plan_dump_core
@@ -62,7 +62,7 @@ class KernelMemory:
                 self._phys.read(low, min(run, page_size))
                 raise ExcludedPageError(first)
             else:
-                pieces.append(bytes(run))
+                pieces.append(zeros(run))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _runs(self, first: Pfn, stop: Pfn) -> Iterator[tuple[Pfn, Pfn, bool]]:
