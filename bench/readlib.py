@@ -67,7 +67,7 @@ def compiled(name: str, *flags: str) -> Path:
 def _words(*command: str | Path) -> list[float]:
     result = run(*command)
     if result.returncode:
-        raise RuntimeError(f"{Path(command[0]).name}: {result.stderr.decode(errors='replace')[-300:]}")
+        raise RuntimeError(result.stderr.decode(errors="replace").strip()[-300:])
     return [float(word) for word in result.stdout.split()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,11 @@ def section(name: str, title: str, about: str) -> Callable[[Callable[[Plan], Ite
     return enter
 
 
+def _without_folders(text: str) -> str:
+    """A message with the names of files, but not where they lie."""
+    return re.sub(r"/(?:[\w.@+-]+/)+", "", text)
+
+
 class Turns:
     """Measures that take turns.
 
@@ -105,7 +111,7 @@ class Turns:
         except (Missing, RuntimeError) as exc:
             if our_own and not isinstance(exc, Missing):
                 raise
-            self.missing[name] = " ".join(str(exc).split())
+            self.missing[name] = _without_folders(" ".join(str(exc).split()))
             say(f"  {name}: {self.missing[name]}")
             return
         for key, number in (value if isinstance(value, dict) else {name: value}).items():

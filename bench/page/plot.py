@@ -107,6 +107,9 @@ def _times(ax: Any, kept: Kept) -> None:
     for side, (xs, ys) in shown.items():
         colour = _COLOURS.get(side, "#444444")
         ax.plot(xs, ys, linestyle="", marker=marks.get(side, "P"), color=colour, label=side, zorder=2 + (side == OURS))
+    if not shown:
+        ax.set_axis_off()
+        return
     ax.set_xscale("log")
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
