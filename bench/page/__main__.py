@@ -13,20 +13,20 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from barlib import ROOT, Missing, say  # noqa: E402
 
 from page import debuggers, forms, plot, reading, render, starting, store, writing  # noqa: E402
-from page.measure import SECTIONS, Plan  # noqa: E402
+from page.measure import ORDER, SECTIONS, Plan  # noqa: E402
 
-_MODULES = (reading, starting, debuggers, writing)  # importing them fills SECTIONS, in the page's order
+_MODULES = (reading, starting, debuggers, writing)  # importing them fills SECTIONS
 
 
 def main() -> int:
     """Measure the sections asked for, keep them, write the page of all that is kept."""
     parser = argparse.ArgumentParser(prog="bench/run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds and bytes: a few minutes")
-    parser.add_argument("--only", metavar="SECTION,...", help=f"of: {', '.join(SECTIONS)}")
+    parser.add_argument("--only", metavar="SECTION,...", help=f"of: {', '.join(ORDER)}")
     parser.add_argument("--no-measuring", action="store_true", help="write the page of what earlier runs kept")
     parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for the page (default: bench)")
     arguments = parser.parse_args()
-    wanted = arguments.only.split(",") if arguments.only else list(SECTIONS)
+    wanted = arguments.only.split(",") if arguments.only else list(ORDER)
     if unknown := set(wanted) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     plan = Plan(arguments.quick)
@@ -35,7 +35,7 @@ def main() -> int:
             forms.make_all()
         except Missing as exc:
             parser.error(str(exc))
-        for name in SECTIONS:
+        for name in ORDER:
             if name in wanted:
                 measure(name, plan)
     write_page(plan, arguments.out)

@@ -56,7 +56,7 @@ _QUICK_STRINGS = 256 << 20
 def gdb_stacks(plan: Plan) -> Iterator[Row]:
     dump = big("zlib-d0.kdump")
     local = local_core(dump)
-    names = ("dumpfs first", "dumpfs second", "local ELF first", "local ELF second")
+    names = ("dumpfs first", "dumpfs second", "local file first", "local file second")
     for title, with_vmlinux in (("with the vmlinux", True), ("own symbols", False)):
 
         def both(with_vmlinux: bool = with_vmlinux) -> dict[str, float]:
@@ -65,7 +65,7 @@ def gdb_stacks(plan: Plan) -> Iterator[Row]:
 
         turns = Turns(plan.rounds(5, 2), {"dumpfs": both})
         for time in ("first", "second"):
-            row = turns.row(f"{title}, {time} time", "s", dumpfs=f"dumpfs {time}", local_ELF=f"local ELF {time}")
+            row = turns.row(f"{title}, {time} time", "s", dumpfs=f"dumpfs {time}", local_file=f"local file {time}")
             yield row
 
 
@@ -102,8 +102,8 @@ def _on(read: Callable[[Path], float], path: Path) -> Callable[[], float]:
     """
     `strings /hmem` reads all of it, buffered; beside a copy of the file on the local disk. drgn and crash chase
     pointers: stacks of all tasks, every inode of every file system, `foreach bt`; through /vmcore of the
-    mounted zlib dump, on the zlib dump itself (*by itself*: drgn reads it with libkdumpfile, crash with its own
-    code), and on the uncompressed ELF (*local ELF*). Whole commands, mounting not included; caches dropped,
+    mounted zlib dump, on the zlib dump itself (*without dumpfs*: drgn reads it with libkdumpfile, crash with its own
+    code), and on the uncompressed ELF (*local file*). Whole commands, mounting not included; caches dropped,
     then the vmlinux read again.
     """,
 )
@@ -112,9 +112,9 @@ def programs(plan: Plan) -> Iterator[Row]:
     limit = _QUICK_STRINGS if plan.quick else 1 << 50
     sides: dict[str, Callable[[], float]] = {
         "dumpfs": lambda: _through(dump, lambda path: _strings(path, limit), "hmem"),
-        "local ELF": lambda: _strings(local_hmem(), limit),
+        "local file": lambda: _strings(local_hmem(), limit),
     }
-    strings = Turns(plan.rounds(3, 2), sides).row("strings /hmem", "s", dumpfs="dumpfs", local_copy="local ELF")
+    strings = Turns(plan.rounds(3, 2), sides).row("strings /hmem", "s", dumpfs="dumpfs", local_file="local file")
     yield strings
 
     def by_drgn(work: str) -> Callable[[Path], float]:
@@ -141,8 +141,8 @@ def programs(plan: Plan) -> Iterator[Row]:
             plan.rounds(3, 1),
             {
                 "dumpfs": lambda r=read: _through(dump, r, "vmcore"),
-                "by itself": _on(read, dump),
-                "local ELF": _on(read, local),
+                "without dumpfs": _on(read, dump),
+                "local file": _on(read, local),
             },
         )
-        yield turns.row(title, "s", dumpfs="dumpfs", by_itself="by itself", local_ELF="local ELF")
+        yield turns.row(title, "s", dumpfs="dumpfs", without_dumpfs="without dumpfs", local_file="local file")

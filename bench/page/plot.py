@@ -11,6 +11,8 @@ from page.store import Kept, rows_of
 _COLOURS = {OURS: "#0b6e4f", "buffered": "#6bbf9c", "libkdumpfile": "#c1502e", "passthrough": "#9a9a9a"}
 _CODECS = ("zlib", "lzo", "snappy", "zstd")
 _READERS = (1, 2, 3, 4)
+_SECONDS = (0.01, 0.1, 1, 10)
+_TIMES = (0.5, 1, 2, 5, 10, 20)
 
 
 def draw(kept: Kept, path: Path) -> bool:
@@ -59,8 +61,9 @@ def _sequential(ax: Any, kept: Kept) -> None:
                 ax.text(x, height, f"{row.ratio('libkdumpfile'):.1f}×", ha="center", va="bottom", fontsize=8)
     ax.set_xticks(range(len(_CODECS)), _CODECS)
     ax.set_ylabel("MB of memory per second")
-    ax.set_title("Sequential reading, dd bs=8M, caches dropped")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_title("Sequential reading, dd bs=8M, caches dropped (×: beside libkdumpfile)")
+    ax.set_ylim(top=ax.get_ylim()[1] * 1.25)
+    ax.legend(frameon=False, fontsize=8, loc="upper right")
 
 
 def _readers(ax: Any, kept: Kept) -> None:
@@ -93,7 +96,7 @@ def _times(ax: Any, kept: Kept) -> None:
         ("programs", "drgn, every inode", "drgn inodes"),
         ("programs", "crash, foreach bt", "crash foreach bt"),
     )
-    marks = {OURS: "o", "libkdumpfile": "s", "drgn": "^", "crash": "v", "makedumpfile": "D", "local ELF": "x"}
+    marks = {OURS: "o", "libkdumpfile": "s", "drgn": "^", "crash": "v", "makedumpfile": "D", "local file": "x"}
     shown: dict[str, tuple[list[float], list[int]]] = {}
     labels = []
     for name, title, label in wanted:
@@ -111,6 +114,8 @@ def _times(ax: Any, kept: Kept) -> None:
         ax.set_axis_off()
         return
     ax.set_xscale("log")
+    ax.set_xticks(_SECONDS, [f"{tick:g}" for tick in _SECONDS])
+    ax.minorticks_off()
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
     ax.grid(axis="y", color="#dddddd")
@@ -127,7 +132,10 @@ def _writing(ax: Any, kept: Kept) -> None:
     for number, (row, value) in enumerate(zip(rows, values, strict=True)):
         ax.text(value, number, f" {value:.1f}× ({row.middle(OURS):.1f} s)", va="center", fontsize=8)
     ax.axvline(1, color=_COLOURS["libkdumpfile"])
-    ax.set_xlim(right=max(values, default=1) * 1.2)
+    ax.set_xscale("log")
+    ax.set_xticks(_TIMES, [f"{tick:g}" for tick in _TIMES])
+    ax.minorticks_off()
+    ax.set_xlim(right=max(values, default=1) * 3)
     ax.invert_yaxis()
     ax.set_xlabel("times as fast as makedumpfile (line: equal)")
     ax.set_title("Writing dumps")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from barlib import PAGE
 
-from page.measure import OURS, SECTIONS, Plan, Row
+from page.measure import CEILINGS, ORDER, OURS, SECTIONS, Plan, Row
 from page.store import Kept, rows_of
 
 PLOT = "RESULTS.svg"
@@ -63,22 +63,62 @@ def table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _behind(kept: Kept) -> list[str]:
-    found = []
-    for name, section in SECTIONS.items():
+_GLANCE = (
+    ("sequential", "zlib, /hmem, O_DIRECT", "libkdumpfile"),
+    ("sequential", "lzo, /hmem, O_DIRECT", "libkdumpfile"),
+    ("sequential", "snappy, /hmem, O_DIRECT", "libkdumpfile"),
+    ("sequential", "zstd, /hmem, O_DIRECT", "libkdumpfile"),
+    ("sequential", "zlib, /hmem, buffered", "libkdumpfile"),
+    ("parallel", "zlib, random, 4 readers", "libkdumpfile"),
+    ("parallel", "lzo, random, 4 readers", "libkdumpfile"),
+    ("log", "log, caches dropped", "crash"),
+    ("log", "log, caches dropped", "drgn"),
+    ("open", "lzo, flattened", "crash"),
+    ("gdb", "with the vmlinux, first time", "local file"),
+    ("gdb", "with the vmlinux, second time", "local file"),
+    ("programs", "strings /hmem", "local file"),
+    ("programs", "drgn, every inode", "without dumpfs"),
+    ("programs", "crash, foreach bt", "without dumpfs"),
+    ("writing", "write -c -d 0", "makedumpfile"),
+    ("writing", "write -l -d 0", "makedumpfile"),
+    ("writing", "refilter zlib 0 to 17", "makedumpfile"),
+)
+
+
+def _glance(kept: Kept) -> list[str]:
+    """The rows that matter most, each beside one peer."""
+    lines = ["| × | as fast as | doing | dumpfs | the peer |", "|---:|---|---|---:|---:|"]
+    for name, title, peer in _GLANCE:
         for row in rows_of(kept, name) if name in kept else []:
-            for peer in _peers([row]):
-                value = row.ratio(peer)
-                if 0 < value < 1 - _DRAW and peer != "passthrough":
-                    found.append((value, f"* {value:.2f} × {peer}: {section.title.lower()}, {row.title}"))
-    return [text for _, text in sorted(found)]
+            if row.title == title and row.ratios(peer):
+                what = f"{SECTIONS[name].title}: {title}"
+                both = (_number(row.middle(side), row.unit) for side in (OURS, peer))
+                lines.append(f"| **{row.ratio(peer):.2f}** | {peer} | {what} | {' | '.join(both)} |")
+    return lines
+
+
+def _behind(kept: Kept) -> list[str]:
+    """Where a peer is faster, by section: in how many rows, and by how much."""
+    lines = []
+    for name in ORDER:
+        rows = rows_of(kept, name) if name in kept else []
+        for peer in _peers(rows):
+            beside = [row for row in rows if row.ratios(peer)]
+            slower = sorted((row.ratio(peer), row.title) for row in beside if row.ratio(peer) < 1 - _DRAW)
+            if slower and peer not in CEILINGS:
+                rest = f" to {slower[-1][0]:.2f} ({slower[-1][1]})" if len(slower) > 1 else ""
+                lines.append(
+                    f"* {SECTIONS[name].title}, beside {peer}: {len(slower)} of {len(beside)} rows, "
+                    f"{slower[0][0]:.2f} ({slower[0][1]}){rest}"
+                )
+    return lines
 
 
 def _circumstances(kept: Kept) -> list[str]:
     lines = []
     machines: dict[str, list[str]] = {}
     versions: dict[str, list[str]] = {}
-    for name in SECTIONS:
+    for name in ORDER:
         if name in kept:
             machines.setdefault(kept[name]["machine"], []).append(name)
             text = ", ".join(f"{who} {what}" for who, what in kept[name]["versions"].items())
@@ -120,17 +160,17 @@ def page(plan: Plan, kept: Kept) -> str:
     method = _METHOD.format(pages=pages, nbytes=pages * PAGE / 1e9)
     if plan.quick:
         lines += ["**A quick run**: fewer rounds, fewer bytes; see `./bench/run` for the real one.", ""]
-    lines += [f"![ratios and rates]({PLOT})", "", "## Method", "", method]
+    lines += [f"![ratios and rates]({PLOT})", "", *_glance(kept), "", "## Method", "", method]
     lines += _circumstances(kept)
     behind = _behind(kept)
-    lines += ["", "## Where dumpfs is behind", ""]
-    lines += behind or ["Nowhere but behind the passthrough."]
-    for name, section in SECTIONS.items():
+    lines += ["", "## Where a peer is faster", ""]
+    lines += [*(behind or ["Nowhere."]), "", f"Left out here: {' and '.join(sorted(CEILINGS))}, which decode nothing."]
+    for name in ORDER:
         if name in kept:
-            part = kept[name]
+            part, section = kept[name], SECTIONS[name]
             lines += ["", f"## {section.title}", "", section.about, "", *table(rows_of(kept, name))]
             lines += ["", f"*{part['date']}, {part['seconds']} s, load before: {part['load']}*"]
-    absent = [name for name in SECTIONS if name not in kept]
+    absent = [name for name in ORDER if name not in kept]
     if absent:
         lines += ["", f"Not measured yet: {', '.join(absent)}."]
     return "\n".join(lines) + "\n"

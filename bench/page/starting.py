@@ -128,7 +128,7 @@ def opening(plan: Plan) -> Iterator[Row]:
         sides = _openers(dump, random_list(known, 1), address)
         if dump == sparse_tib():
             sides["crash"] = _no_kernel
-        yield Turns(plan.rounds(5, 3), sides).row(title, "s", **{side: side for side in sides})
+        yield Turns(plan.rounds(5, 2), sides).row(title, "s", **{side: side for side in sides})
         cpu = Turns(plan.rounds(5, 3), {"dumpfs": lambda d=dump: mount_cpu(d)})
         yield cpu.row(f"{title}, CPU", "CPU s", dumpfs="dumpfs")
 

@@ -38,8 +38,7 @@ def _pair(plan: Plan, title: str, codec: str, ours: Callable[[], object], theirs
     "Writing dumps",
     """
     Whole commands, from the uncompressed vmcore (or, to refilter, from a level-0 dump of the codec) to a file
-    in memory; the input is in the page cache. makedumpfile runs with one thread, as it does by default and
-    fastest.
+    in memory; the input is in the page cache. makedumpfile runs with one thread, as it does by default.
     """,
 )
 def writing(plan: Plan) -> Iterator[Row]:
