@@ -128,7 +128,7 @@ def opening(plan: Plan) -> Iterator[Row]:
         sides = _openers(dump, random_list(known, 1), address)
         if dump == sparse_tib():
             sides["crash"] = _no_kernel
-        yield Turns(plan.rounds(5, 2), sides).row(title, "s", **{side: side for side in sides})
+        yield Turns(plan.rounds(5, 1), sides).row(title, "s", **{side: side for side in sides})
         cpu = Turns(plan.rounds(5, 3), {"dumpfs": lambda d=dump: mount_cpu(d)})
         yield cpu.row(f"{title}, CPU", "CPU s", dumpfs="dumpfs")
 
@@ -153,7 +153,7 @@ def lists(plan: Plan) -> Iterator[Row]:
             wall = seconds(lambda: _list(mount.path / "pages", stored))
             return {"dumpfs": wall, "dumpfs CPU": mount.cpu() - before}
 
-    turns = Turns(plan.rounds(3, 2), {"dumpfs": names})
+    turns = Turns(plan.rounds(3, 1), {"dumpfs": names})
     yield turns.row("ls -U /pages, a million names", "s", dumpfs="dumpfs")
     yield turns.row("ls -U /pages, CPU of the mount", "CPU s", dumpfs="dumpfs CPU")
 
