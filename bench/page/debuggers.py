@@ -102,7 +102,7 @@ def _on(read: Callable[[Path], float], path: Path) -> Callable[[], float]:
     """
     `strings /hmem` reads all of it, buffered; beside a copy of the file on the local disk. drgn and crash chase
     pointers: stacks of all tasks, every inode of every file system, `foreach bt`; through /vmcore of the
-    mounted zlib dump, on the zlib dump itself (*without dumpfs*: drgn reads it with libkdumpfile, crash with its own
+    mounted zlib dump, on the zlib dump itself (*tool alone*: drgn reads it with libkdumpfile, crash with its own
     code), and on the uncompressed ELF (*local file*). Whole commands, mounting not included; caches dropped,
     then the vmlinux read again.
     """,
@@ -141,8 +141,8 @@ def programs(plan: Plan) -> Iterator[Row]:
             plan.rounds(3, 1),
             {
                 "dumpfs": lambda r=read: _through(dump, r, "vmcore"),
-                "without dumpfs": _on(read, dump),
+                "tool alone": _on(read, dump),
                 "local file": _on(read, local),
             },
         )
-        yield turns.row(title, "s", dumpfs="dumpfs", without_dumpfs="without dumpfs", local_file="local file")
+        yield turns.row(title, "s", dumpfs="dumpfs", tool_alone="tool alone", local_file="local file")

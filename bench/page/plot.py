@@ -130,14 +130,15 @@ def _writing(ax: Any, kept: Kept) -> None:
     """Times as fast as makedumpfile, each form."""
     rows = [row for row in _rows(kept, "writing").values() if row.ratios("makedumpfile")]
     values = [row.ratio("makedumpfile") for row in rows]
-    ax.barh([row.title for row in rows], values, color=_COLOURS[OURS])
+    colours = [_COLOURS[OURS if value >= 1 else "buffered"] for value in values]
+    ax.barh([row.title for row in rows], [value - 1 for value in values], left=1, color=colours)
     for number, (row, value) in enumerate(zip(rows, values, strict=True)):
-        ax.text(value, number, f" {value:.1f}× ({row.middle(OURS):.1f} s)", va="center", fontsize=8)
-    ax.axvline(1, color=_COLOURS["libkdumpfile"])
+        ax.text(max(value, 1), number, f" {value:.1f}× ({row.middle(OURS):.1f} s)", va="center", fontsize=8)
+    ax.axvline(1, color="black", linewidth=0.8)
     ax.set_xscale("log")
     ax.set_xticks(_TIMES, [f"{tick:g}" for tick in _TIMES])
     ax.minorticks_off()
-    ax.set_xlim(right=max(values, default=1) * 3)
+    ax.set_xlim(min(*values, 0.5) / 1.3, max(*values, 2) * 3)
     ax.invert_yaxis()
     ax.set_xlabel("times as fast as makedumpfile (line: equal)")
     ax.set_title("Writing dumps")

@@ -23,7 +23,7 @@ def _absolute(row: Row, side: str) -> str:
     if not values:
         return "–"
     text = _number(row.middle(side), row.unit)
-    if len(values) > 1:
+    if len(values) > 1 and side == OURS:  # the others' spread shows in the ratios
         low, high = (_number(v, row.unit).removesuffix(row.unit).strip() for v in (min(values), max(values)))
         text += f" ({low}–{high})"
     return text
@@ -77,8 +77,8 @@ _GLANCE = (
     ("gdb", "with the vmlinux, first time", "local file"),
     ("gdb", "with the vmlinux, second time", "local file"),
     ("programs", "strings /hmem", "local file"),
-    ("programs", "drgn, every inode", "without dumpfs"),
-    ("programs", "crash, foreach bt", "without dumpfs"),
+    ("programs", "drgn, every inode", "tool alone"),
+    ("programs", "crash, foreach bt", "tool alone"),
     ("writing", "write -c -d 0", "makedumpfile"),
     ("writing", "write -l -d 0", "makedumpfile"),
     ("writing", "refilter zlib 0 to 17", "makedumpfile"),
