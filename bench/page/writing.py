@@ -24,13 +24,26 @@ def _peer_can(codec: str) -> None:
             raise Missing(f"makedumpfile was built without {codec}")
 
 
-def _pair(plan: Plan, title: str, codec: str, ours: Callable[[], object], theirs: Callable[[], object]) -> Row:
+def _pair(
+    plan: Plan, title: str, codec: str, folder: Path, ours: Callable[[], object], theirs: Callable[[], object]
+) -> Row:
+    def by_us() -> float:
+        _empty(folder)
+        return seconds(ours)
+
     def by_peer() -> float:
         _peer_can(codec)
+        _empty(folder)
         return seconds(theirs)
 
-    sides = {"dumpfs": lambda: seconds(ours), "makedumpfile": by_peer}
-    return Turns(plan.rounds(5, 1), sides).row(title, "s", dumpfs="dumpfs", makedumpfile="makedumpfile")
+    sides = {"dumpfs": by_us, "makedumpfile": by_peer}
+    return Turns(plan.rounds(3, 1), sides).row(title, "s", dumpfs="dumpfs", makedumpfile="makedumpfile")
+
+
+def _empty(folder: Path) -> None:
+    """Remove what was written, so that each side finds the same free memory and replaces nothing."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 @section(
@@ -62,7 +75,7 @@ def writing(plan: Plan) -> Iterator[Row]:
         names = [[folder / f"{side}.{part}" for part in (1, 2)] for side in ("ours", "theirs")]
         split = ("-f", "--split", "-l", "-d", 0, "--splitblock-size", 1 << 10, source)
         yield _pair(
-            plan, "write --split -l -d 0, 2 parts", "lzo",
+            plan, "write --split -l -d 0, 2 parts", "lzo", folder,
             lambda: write(*split, *names[0]), lambda: peer(*split, *names[1]),
         )  # fmt: skip
 
@@ -70,7 +83,9 @@ def writing(plan: Plan) -> Iterator[Row]:
 def _both(plan: Plan, title: str, codec: str, folder: Path, *arguments: object) -> Row:
     ours, theirs = folder / "ours", folder / "theirs"
     if "-F" not in arguments:
-        return _pair(plan, title, codec, lambda: write("-f", *arguments, ours), lambda: peer("-f", *arguments, theirs))
+        return _pair(
+            plan, title, codec, folder, lambda: write("-f", *arguments, ours), lambda: peer("-f", *arguments, theirs)
+        )
 
     def piped(command: list[str], out: Path) -> None:
         line = shlex.join([*command, "--message-level", "4", *words(*arguments)])
@@ -79,5 +94,10 @@ def _both(plan: Plan, title: str, codec: str, folder: Path, *arguments: object) 
             raise RuntimeError(said.stderr.decode(errors="replace")[-150:])
 
     return _pair(
-        plan, title, codec, lambda: piped([DUMPFS, "write"], ours), lambda: piped([tool("makedumpfile")], theirs)
+        plan,
+        title,
+        codec,
+        folder,
+        lambda: piped([DUMPFS, "write"], ours),
+        lambda: piped([tool("makedumpfile")], theirs),
     )
