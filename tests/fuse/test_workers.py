@@ -94,6 +94,7 @@ def reading(path: Path) -> Iterator[list[Reader]]:
     for reader in readers:
         reader.start()
     try:
+        wait_until(lambda: all(reader.reads for reader in readers), "all read")
         yield readers
     finally:
         for reader in readers:
