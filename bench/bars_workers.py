@@ -337,11 +337,11 @@ def memory(pids: list[int]) -> int:
 
 
 def remaining(pids: set[int], seconds: float = END_SECONDS) -> list[int]:
-    """Those of the processes that do not end in time."""
+    """Those of the processes that do not end in time; a zombie has ended."""
     until = now() + seconds
-    while now() < until and any(os.path.exists(f"/proc/{pid}") for pid in pids):
+    while (left := [pid for pid in pids if os.path.exists(f"/proc/{pid}/fd/0")]) and now() < until:
         time.sleep(0.02)
-    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    return left
 
 
 @contextlib.contextmanager

@@ -41,8 +41,9 @@ from dumpfs.vfs.counters import SharedCounters
 _LOG = logging.getLogger("dumpfs")
 
 _FUSE_DEV_IOC_CLONE = 0x8004E500  # linux/fuse.h: _IOR(229, 0, uint32_t)
-_MAX_TASKS = 32
-"""Requests that may wait in one worker (for a slow view) before it takes no more."""
+_MAX_TASKS = 128
+"""Requests that may wait in one worker (for a slow view) before it takes no more. Those that are asked again because a
+worker died wait twice in the others."""
 _RESEND = struct.pack("=IiQ", 16, 7, 0)
 """A `fuse_out_header` that is a notification (unique 0): its length, FUSE_NOTIFY_RESEND."""
 _CRASH_SECONDS = 60.0
