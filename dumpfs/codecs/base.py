@@ -60,6 +60,22 @@ class Codec(ABC):
             raise CodecError(self.name, "the stored bytes are damaged") from exc
         return self._checked(pages, page_size)
 
+    def _decode_one(
+        self,
+        decompress: Callable[[Buffer, int], Buffer],
+        error: type[Exception],
+        blob: Buffer,
+        page_size: int,
+    ) -> bytes:
+        """`decode_page` by such a library: a reader of single pages waits for each."""
+        try:
+            page = decompress(blob, page_size)
+        except error as exc:
+            raise CodecError(self.name, "the stored bytes are damaged") from exc
+        if len(page) != page_size:
+            raise CodecError(self.name, f"expands to {len(page)} bytes instead of {page_size}")
+        return page if type(page) is bytes else bytes(page)
+
     def _checked(self, pages: Sequence[Buffer], page_size: int) -> Sequence[Buffer]:
         """`pages`, all of the right length."""
         for length in set(map(len, pages)):

@@ -61,6 +61,10 @@ class AllrightLzo(PythonLzo):
         """See `Codec.decode`."""
         return self._decode_each(self._decompress, self._error, blobs, page_size)
 
+    def decode_page(self, blob: Buffer, page_size: int) -> bytes:
+        """See `Codec.decode_page`."""
+        return self._decode_one(self._decompress, self._error, blob, page_size)
+
     def encode(self, pages: Sequence[Buffer]) -> list[bytes]:
         """See `Codec.encode`; lzallright's own compressor serves where python-lzo is missing."""
         if self._lzo_compress is not None:

@@ -28,6 +28,10 @@ class DeflateZlib(Codec):
         """See `Codec.decode`; the output buffer has the page's size and libdeflate does not exceed it."""
         return self._decode_each(self._decompress, self._error, blobs, page_size)
 
+    def decode_page(self, blob: Buffer, page_size: int) -> bytes:
+        """See `Codec.decode_page`."""
+        return self._decode_one(self._decompress, self._error, blob, page_size)
+
     def encode(self, pages: Sequence[Buffer]) -> list[bytes]:
         """See `Codec.encode`."""
         compress = self._compress

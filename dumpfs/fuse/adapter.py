@@ -89,13 +89,8 @@ def _translated(handler: _Handler) -> _Handler:
             return await handler(self, *args)
         except FUSEError:
             raise
-        except DumpfsError as exc:
-            self.complain(exc)
-            raise FUSEError(exc.errno) from exc
         except Exception as exc:
-            self.counters.mine[Count.BUGS] += 1
-            _LOG.exception("unexpected error in %s%r", handler.__name__, args[:1])
-            raise FUSEError(errno.EIO) from exc
+            raise self.translate(exc, handler.__name__, args[:1]) from exc
 
     return wrapper  # type: ignore[return-value]  # it has the handler's signature
 
@@ -155,6 +150,15 @@ class Adapter(pyfuse3.Operations):
 
     def _count_build(self) -> None:
         self.counters.mine[Count.BUILT] += 1
+
+    def translate(self, error: Exception, where: str, what: object) -> FUSEError:
+        """The error number for what a handler raised, which is counted and, where it should not have been, logged."""
+        if isinstance(error, DumpfsError):
+            self.complain(error)
+            return FUSEError(error.errno)
+        self.counters.mine[Count.BUGS] += 1
+        _LOG.error("unexpected error in %s%r", where, what, exc_info=error)
+        return FUSEError(errno.EIO)
 
     def complain(self, error: DumpfsError) -> None:
         """Count an error that a file gave as its own, and log it if it is news."""
@@ -339,17 +343,18 @@ class Adapter(pyfuse3.Operations):
         # 8 requests of a large read under way at once, where direct_io would ask for one after the other.
         return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=False, keep_cache=True)
 
-    @_translated
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read; the hot path. A byte that cannot be had fails the whole request, for a short answer ends the file."""
-        node = self._nodes.get(fh)
-        if node is None:
-            node = await self._file(fh)
-        data = node.read(off, size)
+        try:  # what `_translated` does, without another coroutine around this one
+            data = (self._nodes.get(fh) or await self._file(fh)).read(off, size)
+        except FUSEError:
+            raise
+        except Exception as exc:
+            raise self.translate(exc, "read", (fh,)) from exc
         mine = self.counters.mine
         reads = mine[_READS] = mine[_READS] + 1
         mine[_BYTES] += len(data)
-        if not reads % _PUBLISH_EVERY or node.volatile:
+        if not reads % _PUBLISH_EVERY:
             self.counters.publish()
         self.loop.linger = size <= _SMALL_READ
         return data

@@ -86,16 +86,15 @@ class PhysMemory:
             PageError: it has none.
         """
         paddr = pfn << self.page_shift
-        data = self._read_block(self._block(paddr), HolePolicy.ERROR, pfn)
+        block = self._block(paddr)
+        data = self.cache.get(block) or self._load_block(block, HolePolicy.ERROR, pfn)
         if self.page_size == self._block_size:
             return data
         inside = (paddr - self._first_paddr) % self._block_size
         return data[inside : inside + self.page_size]
 
-    def _read_block(self, block: Pfn, policy: HolePolicy, pfn: Pfn) -> bytes:
-        data = self.cache.get(block)
-        if data is not None:
-            return data
+    def _load_block(self, block: Pfn, policy: HolePolicy, pfn: Pfn) -> bytes:
+        """A block that is not in the cache."""
         if block < 0:
             state, detail = PageState.ABSENT, ""
         else:
@@ -120,7 +119,7 @@ class PhysMemory:
         offset = paddr - self._first_paddr
         block, inside = divmod(offset, block_size)
         if inside + size <= block_size:
-            data = self._read_block(block, self.policy, paddr >> self.page_shift)
+            data = self.cache.get(block) or self._load_block(block, self.policy, paddr >> self.page_shift)
             return data if size == block_size else data[inside : inside + size]
         last = (offset + size - 1) // block_size
         pieces = []

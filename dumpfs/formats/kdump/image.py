@@ -115,6 +115,8 @@ class KdumpImage:
         """See `DumpImage.read_page`."""
         try:
             rank = self._bits.find(pfn)
+            if rank >= 0 and self._whole:
+                return self._parts[0].table.read_one(rank)
             part = self._part_of(pfn) if rank >= 0 else None
             if part is None:
                 return b"", *self._unstored(pfn)

@@ -70,6 +70,7 @@ class PageTable:
         self.count = count
         self._block_size = block_size
         self._struct = struct.Struct(abi.prefix + "QIIQ")
+        self._unpack = self._struct.unpack_from
         self._groups: dict[int, bytes] = {}
         self._shared: tuple[int, bytes] | None = None
 
@@ -121,9 +122,14 @@ class PageTable:
 
     def read_one(self, index: int) -> Page:
         """One page: its bytes (b'' unless stored), its state and why."""
+        block_size = self._block_size
         try:
-            offset, size, flags = self.descriptor(index)
-            block_size = self._block_size
+            group = self._groups.get(index >> _GROUP_SHIFT)  # `descriptor`, inlined
+            position = (index & _GROUP_MASK) * DESCRIPTOR_BYTES
+            if group is not None and position + DESCRIPTOR_BYTES <= len(group):
+                offset, size, flags, _ = self._unpack(group, position)
+            else:
+                offset, size, flags = self.descriptor(index)
             if flags in _USABLE_FLAGS and 0 < size <= block_size and offset and (flags or size == block_size):
                 blob = self.source.read_at(offset, size)
                 if len(blob) == size:
