@@ -44,7 +44,7 @@ _QUICK_STRINGS = 256 << 20
 
 @section(
     "gdb",
-    "gdb: `thread apply all bt`",
+    "gdb's `thread apply all bt`",
     """
     Stock gdb with the mount's gdbinit prints the stack of every task: through /vmcore-tasks of the mounted zlib
     dump, and on a copy of that file on the local disk. *First time*: a fresh mount, caches dropped, then gdb

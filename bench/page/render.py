@@ -14,7 +14,7 @@ _DRAW = 0.03
 
 def _number(value: float, unit: str) -> str:
     if unit in ("s", "CPU s"):
-        return f"{value:.2f} {unit}"
+        return f"{value:.3f} {unit}" if value < 0.1 else f"{value:.2f} {unit}"
     return f"{value:,.0f} {unit}"
 
 
@@ -137,7 +137,7 @@ are wall times; where CPU is meant, it is said.
   libraries, text, heaps and page cache, at dump level 0: {pages:,} stored pages, zero pages too, {nbytes:.2f} GB.
   makedumpfile wrote its zlib and lzo forms, `dumpfs write` those that Debian's makedumpfile cannot (snappy, zstd).
 * What counts is bytes of stored pages. Both sides of a ratio read the same bytes in the same order, by one list.
-* The sides take turns, in reversed order every second time, and each gets a fresh mount or process. A ratio is the
+* The sides take turns, in reversed order every second time, with a fresh mount or process each time. A ratio is the
   median of the rounds' ratios, a value the median of the rounds' values; least and greatest in brackets.
 * Caches are dropped (`drop_caches`) before each run of each side, or the inputs are read into the page cache before
   it; each section says which.
@@ -145,7 +145,7 @@ are wall times; where CPU is meant, it is said.
   default options. libkdumpfile is measured in process, in a C loop (`bench/peer_libkdumpfile.c`), as its users see it.
 * *passthrough* is the ceiling: a FUSE file system in C (`bench/passthrough.c`, all threads that libfuse wants, the same
   read-ahead) that answers reads with bytes of an uncompressed file in the page cache. It decodes nothing.
-* No number on this page was typed: `./bench/run` wrote it. Debian 12 on x86-64, root, 12 GB of disk:
+* No result on this page was typed: `./bench/run` wrote it. Debian 12 on x86-64, root, 12 GB of disk:
 
       ./bench/run                             # all of it
       ./bench/run --quick                     # fewer rounds and bytes
