@@ -125,7 +125,8 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         plan = plan_write(request, image, kernel, hooks)
         report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
         if request.dry_run:
-            report.estimate = estimate_size(plan, elf=request.elf, files=max(len(request.outputs), 1))
+            files = max(len(request.outputs), 1)
+            report.estimate = estimate_size(plan, elf=request.elf, files=files, tick=_ticker(hooks))
         else:
             _write(request, plan, hooks, report)
             if request.check and not report.cause:
@@ -139,6 +140,16 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         image.close()
 
 
+def _ticker(hooks: Hooks) -> Callable[[], None]:
+    """What to call every now and then while nothing is written yet."""
+
+    def tick() -> None:
+        if reason := hooks.stop():
+            raise _Stopped(reason)
+
+    return tick
+
+
 def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: Hooks) -> WritePlan:
     """The plan for `request`; reads the kernel's structures, and for an ELF core at level 1 every page.
 
@@ -147,10 +158,6 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         UsageError: options that do not fit the source.
     """
     paged = in_kernel_pages(image, kernel.page_size)
-
-    def tick() -> None:
-        if reason := hooks.stop():
-            raise _Stopped(reason)
 
     level = request.level
     classifier, level = _classifier(kernel, level, request.keep_unknown, hooks)
@@ -163,7 +170,7 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         begin=request.begin,
         length=request.length,
         keep_partial=request.keep_partial,
-        tick=tick,
+        tick=_ticker(hooks),
     )
     for notice in chosen.notices:
         hooks.notice(notice)
