@@ -190,7 +190,7 @@ def test_large_o_direct_read_over_a_bad_page_fails_and_smaller_ones_around_it_do
     fd = os.open(mount.fake("workers=2") / "bad", os.O_RDONLY | os.O_DIRECT)
     try:
         whole, page = mmap.mmap(-1, SIZE), mmap.mmap(-1, PAGE)
-        fails(errno.EIO, os.preadv, fd, [whole], 0)  # the kernel asks for it in megabytes, and the bad page is in the 2nd
+        fails(errno.EIO, os.preadv, fd, [whole], 0)  # asked for in megabytes; the bad page is in the 2nd
         for pfn in (BAD_PFN - 1, BAD_PFN + 1):
             assert os.preadv(fd, [page], pfn * PAGE) == PAGE
             assert page[:] == bytes((pfn & 255,)) * PAGE
