@@ -29,6 +29,8 @@ CORPUS = Path(os.environ.get("DUMPFS_CORPUS") or ROOT.parent / "shared" / "corpu
 TICK = os.sysconf("SC_CLK_TCK")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed dumpfs has its bytecode
 PAGE = 4096
+_IN_USE_SECONDS = 10.0
+"""How long a mount may be in use by others when it is to end."""
 
 
 class Missing(Exception):
@@ -185,7 +187,9 @@ def mounted(*dumps: Path, options: str = "") -> Iterator[Mounted]:
     try:
         yield Mounted(point, mount_pids(point))
     finally:
-        result = run(DUMPFS, "umount", point)
+        until = time.monotonic() + _IN_USE_SECONDS
+        while (result := run(DUMPFS, "umount", point)).returncode and time.monotonic() < until:
+            time.sleep(0.2)  # somebody else may be looking through all folders
         if result.returncode:
             run("fusermount3", "-uz", point)
             raise RuntimeError(f"umount failed: {result.stderr.decode(errors='replace')}")

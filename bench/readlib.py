@@ -75,7 +75,16 @@ def libkdumpfile(dump: Path, addresses: Path | None = None, size: int = PAGE) ->
     """libkdumpfile in process, in C: every page of the dump, or the reads of a list."""
     more: list[str | Path] = [addresses, str(size)] if addresses else []
     nbytes, cpu, wall, median, p99 = _words(compiled("peer_libkdumpfile.c", "-lkdumpfile"), dump, *more)
-    return Timed(int(nbytes), wall, cpu, median, p99)
+    timed = Timed(int(nbytes), wall, cpu, median, p99)
+    return _whole(timed, addresses, size) if addresses else timed
+
+
+def _whole(timed: Timed, addresses: Path, size: int) -> Timed:
+    """What was measured, if all of a list was read: a page that could not be read must not count as read fast."""
+    wanted = addresses.stat().st_size // 8 * size
+    if timed.nbytes != wanted:
+        raise RuntimeError(f"{timed.nbytes} of {wanted} bytes were read")
+    return timed
 
 
 def readers(path: Path, addresses: Path, size: int = PAGE, count: int = 1, direct: bool = True) -> Timed:
@@ -84,20 +93,21 @@ def readers(path: Path, addresses: Path, size: int = PAGE, count: int = 1, direc
     nbytes, wall, median, p99, _ = _words(
         compiled("readers.c", "-pthread"), path, addresses, str(size), str(count), mode
     )
-    return Timed(int(nbytes), wall, 0.0, median, p99)
+    return _whole(Timed(int(nbytes), wall, 0.0, median, p99), addresses, size)
 
 
 def dd(path: Path, spans: Iterable[tuple[int, int]], direct: bool, block: str = "8M") -> Timed:
     """(offset, bytes) spans of a file, one after the other, by dd; its own start counts."""
     total = 0
-    flags = ("direct," if direct else "") + "skip_bytes,count_bytes"
+    flags = ("direct," if direct else "") + "skip_bytes,count_bytes,fullblock"
     start = time.monotonic()
     for offset, nbytes in spans:
         words = (f"if={path}", "of=/dev/null", f"bs={block}", f"iflag={flags}", f"skip={offset}", f"count={nbytes}")
-        result = run("dd", *words, "status=none")
+        result = run("dd", *words)
+        said = result.stderr.decode()
         if result.returncode:
-            raise RuntimeError(result.stderr.decode())
-        total += nbytes
+            raise RuntimeError(said)
+        total += int(said.splitlines()[-1].split()[0])  # "N bytes (...) copied, ..."
     return Timed(total, time.monotonic() - start)
 
 

@@ -46,7 +46,12 @@ def zeros(size: int) -> bytes:
 
     `bytes(size)` may have no memory before somebody looks at it. When that is the kernel, which copies the answer of a
     process that was just killed, it gives the process no memory any more, and the reader EIO.
+
+    Raises:
+        ValueError: `size` is negative.
     """
+    if size < 0:
+        raise ValueError(f"{size} zero bytes")
     if size == len(_ZEROS):
         return _ZEROS
     return _ZEROS[:size] if size < len(_ZEROS) else b"\0" * size

@@ -108,11 +108,11 @@ find_python() {
     esac
 }
 
-# Make .venv with dumpfs in it; $1 is '' or '[test]'. A stamp spares the second time, until pyproject.toml changes.
+# Make .venv with dumpfs in it; $1 is '' or an extra such as '[test]'. A stamp spares the second time, until pyproject.toml changes.
 make_venv() {
     local extras=$1 stamp
-    stamp=$({ cat pyproject.toml && echo "$extras $PWD"; } | sha256sum | cut -c1-16)
-    if [ -x .venv/bin/dumpfs ] && [ -e ".venv/stamp-$stamp" ] && .venv/bin/dumpfs --version >/dev/null 2>&1; then
+    stamp=stamp-$({ cat pyproject.toml && echo "$PWD"; } | sha256sum | cut -c1-16)
+    if [ -x .venv/bin/dumpfs ] && [ -e ".venv/$stamp$extras" ] && .venv/bin/dumpfs --version >/dev/null 2>&1; then
         return 0
     fi
     need_packages gcc g++ make pkg-config libfuse3-dev liblzo2-dev zlib1g-dev
@@ -124,12 +124,8 @@ make_venv() {
     say "installing dumpfs$extras into .venv (pyfuse3 and python-lzo are compiled; the first time takes a minute)"
     .venv/bin/python -m pip --disable-pip-version-check install --editable ".$extras" >.venv/install.log 2>&1 ||
         { tail -n 40 .venv/install.log >&2; die "pip could not install dumpfs; .venv/install.log has it all"; }
-    rm -f .venv/stamp-*
-    touch ".venv/stamp-$stamp"
-    if [ -n "$extras" ]; then # what the tests need includes what the demo needs
-        stamp=$({ cat pyproject.toml && echo " $PWD"; } | sha256sum | cut -c1-16)
-        touch ".venv/stamp-$stamp"
-    fi
+    find .venv -maxdepth 1 -name 'stamp-*' ! -name "$stamp*" -delete
+    touch ".venv/$stamp" ".venv/$stamp$extras" # what the tests need includes what the demo needs
 }
 
 # Check that this machine can mount at all, before anything long begins.

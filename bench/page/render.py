@@ -136,7 +136,8 @@ are wall times; where CPU is meant, it is said.
 * The dump is real: a Debian guest of 1280 MiB, crashed and saved by a capture kernel (`bench/guest`). It has programs,
   libraries, text, heaps and page cache, at dump level 0: {pages:,} stored pages, zero pages too, {nbytes:.2f} GB.
   makedumpfile wrote its zlib and lzo forms, `dumpfs write` those that Debian's makedumpfile cannot (snappy, zstd).
-* What counts is bytes of stored pages. Both sides of a ratio read the same bytes in the same order, by one list.
+* What counts is bytes of stored pages. dumpfs and libkdumpfile read the same bytes in the same order, by one list, and
+  a side that does not read them all fails the run; passthrough and local file read as many of an uncompressed file.
 * The sides take turns, in reversed order every second time, with a fresh mount or process each time. A ratio is the
   median of the rounds' ratios, a value the median of the rounds' values; least and greatest in brackets.
 * Caches are dropped (`drop_caches`) before each run of each side, or the inputs are read into the page cache before

@@ -31,6 +31,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{where}{message}", hint=f"{self.prog} --help")
 
 
+def spare_threads() -> None:
+    """Have numpy start no threads for linear algebra: no dump needs it, and they cost as much CPU as all the rest."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def secure_standard_streams() -> None:
     """Open /dev/null for each of stdin, stdout and stderr that is closed, lest a dump gets its descriptor."""
     while True:

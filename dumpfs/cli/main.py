@@ -8,7 +8,6 @@ It is imported when picked, so `dumpfs --help` loads neither pyfuse3 nor a codec
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from dumpfs import __version__
-from dumpfs.cli.common import PROG, Parser, print_error, secure_standard_streams, silence_stdout, warn
+from dumpfs.cli.common import PROG, Parser, print_error, secure_standard_streams, silence_stdout, spare_threads, warn
 from dumpfs.errors import DumpfsError, UsageError
 
 
@@ -111,10 +110,9 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script: run, report, and return the exit code."""
-    # numpy comes with threads for linear algebra, which no dump needs: starting them costs as much CPU as all the rest.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         secure_standard_streams()
+        spare_threads()
         return run(sys.argv[1:] if argv is None else argv)
     except DumpfsError as exc:
         print_error(exc)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from dumpfs import __version__
-from dumpfs.cli.common import Parser, print_error, secure_standard_streams, warn
+from dumpfs.cli.common import Parser, print_error, secure_standard_streams, spare_threads, warn
 from dumpfs.errors import DumpfsError, UsageError
 from dumpfs.fuse.options import is_option, render_options, split_options
 
@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script: run, report, and return the exit code."""
     try:
         secure_standard_streams()
+        spare_threads()
         return run(sys.argv[1:] if argv is None else argv)
     except UsageError as exc:
         print_error(exc, prog=PROG)

@@ -243,6 +243,7 @@ def _facts(request: WriteRequest, report: WriteReport, elapsed: float) -> dict[s
         },
         "classes": report.stats,
         "data_bytes": report.totals.nbytes,
+        "estimated_bytes": None if report.estimate is None else report.estimate.nbytes,
         "seconds": round(elapsed, 3),
     }
 
@@ -252,4 +253,9 @@ def _statistics(report: WriteReport) -> str:
     size = plan.facts.page_size
     lines = [f"{count:>12}  {_WORDS.get(name, one_line(name))}" for name, count in report.stats.items()]
     lines.append(f"{plan.count:>12}  pages to be stored, {render_size(plan.count * size)} before compression")
+    if report.estimate is not None:
+        text, sampled = render_size(report.estimate.nbytes), report.estimate.sampled
+        if sampled:
+            text = f"about {text}, judging by {sampled} of them"
+        lines.append(f"{'':12}  as a file: {text}")
     return "\n".join(lines)

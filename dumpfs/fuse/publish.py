@@ -272,10 +272,12 @@ class Publisher:
         with self._locked():
             for place, row in self._rows():
                 if row.ino == ino:
-                    free = row.state == State.EMPTY or (row.state == State.BUILDING and not is_alive(row.pid))
-                    if free:
+                    dead = row.state == State.BUILDING and not is_alive(row.pid)
+                    if dead:
+                        _LOG.warning("process %d, which was building inode %#x, is gone; another begins", row.pid, ino)
+                    if dead or row.state == State.EMPTY:
                         self._put(place, row._replace(state=State.BUILDING, pid=os.getpid()))
-                    return free
+                    return dead or row.state == State.EMPTY
             count = self._table[_COUNT]
             if count == _MAX_ROWS:
                 raise BuildError("too many slow files were opened", errno.ENOSPC)

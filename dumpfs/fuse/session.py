@@ -175,6 +175,7 @@ class Session:
     def _ask(self, workers: Workers) -> int:
         """What the prober does: 0, or an error number."""
         workers.close_devices()
+        os.close(self._loop.fd)  # workers without devices of their own read our request from it
         try:
             os.stat(self._mount_point)
         except OSError as exc:

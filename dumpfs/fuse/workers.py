@@ -8,11 +8,11 @@ a device and not yet answered, and fails them when the device is closed; so the 
 open. When a worker dies, the supervisor has the kernel put what is on these lists back into its queue (Linux 6.9,
 FUSE_NOTIFY_RESEND), and forks another: nobody notices but by a delay. It puts back what other workers are just
 answering, too; their answers are refused with ENOENT, which libfuse takes calmly, and given a second time, which does
-no harm where nothing can be changed. On an older kernel, the dead worker's device is closed and its requests fail with
-ECONNABORTED.
+no harm where nothing can be changed. On an older kernel, and when workers crash one after the other, perhaps of what
+they are asked, the dead worker's device is closed and its requests fail with ECONNABORTED.
 
-Where a clone is not to be had (/dev/fuse is closed to the user), workers share the session's device. Then an older
-kernel could only let a dead worker's requests hang for ever, and the mount ends.
+Where a clone is not to be had (/dev/fuse is closed to the user), workers share the session's device. Where requests
+should fail they could only hang for ever then, and the mount ends instead.
 
 Sources: Linux include/uapi/linux/fuse.h (numbers, header of a notification), fs/fuse/dev.c (what becomes of requests).
 """
@@ -175,6 +175,8 @@ class Workers:
             elif pid:
                 if extra is not None and extra(pid, status):
                     return None
+                if extra is None and status:
+                    _LOG.warning("helper %d, whose worker died before, %s", pid, render_exit(status))
             else:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
@@ -208,9 +210,9 @@ class Workers:
             _LOG.error("%s, and what it was asked cannot be answered any more", how)
             self.failed = True
             return "a worker died"
-        self._log_death("%s; %s, and another takes its place", how, fate)
         self._counters.restarted()
         self._fork(slot)
+        self._log_death("%s; %s, and another takes its place", how, fate)
         return None
 
     def _has_crashed(self, status: int) -> bool:
@@ -228,8 +230,9 @@ class Workers:
 
         A request of which a worker dies would kill one after the other if it were asked again each time. Which one
         it is nobody knows, so after a second crash that may be of the same request, all that this worker had taken
-        fail; they are few, for a worker does one thing at a time. The mount goes on however many workers such a
-        request kills: others have done nothing to lose it, and whoever asks it again waits for every one of them.
+        fail: the one it was at, and those that waited for a slow view. With devices of their own for the workers, the
+        mount goes on however many such a request kills: others have done nothing to lose it, and whoever asks it
+        again waits for every one of them.
         """
         now = time.monotonic()
         again = crashed and now - self._crashed < _CRASH_SECONDS

@@ -96,7 +96,12 @@ class WritePlan:
     def batches(self, first: Pfn = 0, stop: Pfn | None = None) -> Batches:
         """The batches of `[first, stop)`; `first` is a multiple of 64."""
         end = self.facts.max_mapnr if stop is None else stop
-        return Batches(self.dump, first, end, max(BATCH_PAGES * 4096 // self.facts.page_size, 1), BATCH_SPAN)
+        return Batches(self.dump, first, end, self.batch_pages, BATCH_SPAN)
+
+    @property
+    def batch_pages(self) -> int:
+        """Pages of a batch."""
+        return max(BATCH_PAGES * 4096 // self.facts.page_size, 1)
 
 
 def header_facts(

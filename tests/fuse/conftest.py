@@ -130,7 +130,7 @@ class Mounter:
                 line = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if str(path).encode() in line and not Path(f"/proc/{entry}/cmdline").read_bytes().startswith(b"fusermount"):
+            if str(path).encode() in line and not line[0].startswith(b"fusermount"):
                 found.append(int(entry))
         return found
 

@@ -26,8 +26,8 @@ from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, Entry, FileNode, Node
 PAGE = 4096
 ZERO_SIZE = 8 << 30
 ZEROS = bytes(1 << 20)
-BAD_PFN = 100
-SIZE = 300 * PAGE
+BAD_PFN = 300
+SIZE = 600 * PAGE
 SLOW = b"slow content\n" * 100_000
 MANY = 1_000_000
 TIMES_NS = 1_700_000_000_123_456_789

@@ -185,6 +185,20 @@ def test_large_o_direct_read_is_whole(tree):
         os.close(fd)
 
 
+def test_large_o_direct_read_over_a_bad_page_fails_and_smaller_ones_around_it_do_not(mount):
+    mount.expect(f"page {BAD_PFN:#x} is corrupt")
+    fd = os.open(mount.fake("workers=2") / "bad", os.O_RDONLY | os.O_DIRECT)
+    try:
+        whole, page = mmap.mmap(-1, SIZE), mmap.mmap(-1, PAGE)
+        fails(errno.EIO, os.preadv, fd, [whole], 0)  # asked for in megabytes; the bad page is in the 2nd
+        for pfn in (BAD_PFN - 1, BAD_PFN + 1):
+            assert os.preadv(fd, [page], pfn * PAGE) == PAGE
+            assert page[:] == bytes((pfn & 255,)) * PAGE
+        fails(errno.EIO, os.preadv, fd, [page], BAD_PFN * PAGE)
+    finally:
+        os.close(fd)
+
+
 def cpu_seconds(pids: list[int]) -> float:
     """Processor time of some processes."""
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]

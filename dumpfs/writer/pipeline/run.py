@@ -23,6 +23,7 @@ from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, bits_of, count_bits
 from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
 from dumpfs.writer.copythrough import choose_encoder
+from dumpfs.writer.estimate import Estimate, estimate_size
 from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, needs_classes, select_pages
 from dumpfs.writer.pipeline.engine import Job, Pipeline, Totals
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
@@ -99,6 +100,8 @@ class WriteReport:
     source_incomplete: str = ""
     """Why the source itself is incomplete, or ''."""
     stats: dict[str, int] = field(default_factory=dict)
+    estimate: Estimate | None = None
+    """Of a dry run."""
 
 
 class _Stopped(Exception):
@@ -121,7 +124,10 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
             hooks.debug(line)
         plan = plan_write(request, image, kernel, hooks)
         report = WriteReport(plan, stats=dict(plan.stats), source_incomplete=image.meta.incomplete_reason)
-        if not request.dry_run:
+        if request.dry_run:
+            files = max(len(request.outputs), 1)
+            report.estimate = estimate_size(plan, elf=request.elf, files=files, tick=_ticker(hooks))
+        else:
             _write(request, plan, hooks, report)
             if request.check and not report.cause:
                 from dumpfs.writer.pipeline.verify import verify_dump
@@ -134,6 +140,16 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         image.close()
 
 
+def _ticker(hooks: Hooks) -> Callable[[], None]:
+    """What to call every now and then while nothing is written yet."""
+
+    def tick() -> None:
+        if reason := hooks.stop():
+            raise _Stopped(reason)
+
+    return tick
+
+
 def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: Hooks) -> WritePlan:
     """The plan for `request`; reads the kernel's structures, and for an ELF core at level 1 every page.
 
@@ -142,10 +158,6 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         UsageError: options that do not fit the source.
     """
     paged = in_kernel_pages(image, kernel.page_size)
-
-    def tick() -> None:
-        if reason := hooks.stop():
-            raise _Stopped(reason)
 
     level = request.level
     classifier, level = _classifier(kernel, level, request.keep_unknown, hooks)
@@ -158,7 +170,7 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         begin=request.begin,
         length=request.length,
         keep_partial=request.keep_partial,
-        tick=tick,
+        tick=_ticker(hooks),
     )
     for notice in chosen.notices:
         hooks.notice(notice)
