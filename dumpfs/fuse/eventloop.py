@@ -22,7 +22,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Any
@@ -38,11 +38,15 @@ _INTERRUPT_SECONDS = 0.02
 """How often a blocking read is interrupted while a handler waits."""
 
 
+_NOTHING: Iterator[Any] = iter(())
+"""Ended; kept, for a generator made for each wait would cost as much as what it stands for."""
+
+
 class _Done:
     """An awaitable that is done: awaiting it costs no turn of the scheduler."""
 
-    def __await__(self) -> Generator[Any, None, None]:
-        yield from ()
+    def __await__(self) -> Iterator[Any]:
+        return _NOTHING
 
 
 _DONE = _Done()
@@ -65,6 +69,8 @@ class EventLoop:
         self._lock = trio.Lock()
         self._quick = False
         self._ready: Callable[[int], list[tuple[int, int]]] | None = None
+        self.lowlevel = self
+        """Stands for `trio.lowlevel`."""
 
     def install(self) -> None:
         """Put this object where pyfuse3 looks for its event loop; before `pyfuse3.main` first runs."""
@@ -94,11 +100,6 @@ class EventLoop:
 
     open_nursery = staticmethod(trio.open_nursery)
 
-    @property
-    def lowlevel(self) -> EventLoop:
-        """Stands for `trio.lowlevel`."""
-        return self
-
     def Lock(self) -> EventLoop:  # the name of trio's class
         """Stands for `trio.Lock`; pyfuse3 has one, which serialises waits for the descriptor."""
         return self
@@ -123,7 +124,9 @@ class EventLoop:
             return self._wait_politely(fd)
         if self.linger:
             self.linger = False
-            self._look_around(fd)
+            ready = self._ready or self._poll(fd)
+            if not ready(0):
+                _look_around(ready)
         return _DONE
 
     async def _wait_politely(self, fd: int) -> None:
@@ -141,20 +144,18 @@ class EventLoop:
             self._ready = poll.poll
         return self._ready
 
-    def _look_around(self, fd: int) -> None:
-        """Return when a request has come, or after a while."""
-        ready = self._poll(fd)
-        if ready(0):
-            return
-        until = time.monotonic_ns() + _LINGER_NS
-        while time.monotonic_ns() < until:
-            os.sched_yield()  # the reader may be on this processor
-            if ready(0):
-                return
-
     current_task = staticmethod(trio.lowlevel.current_task)
     current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
     notify_closing = staticmethod(trio.lowlevel.notify_closing)
+
+
+def _look_around(ready: Callable[[int], list[tuple[int, int]]]) -> None:
+    """Return when a request has come, or after a while."""
+    until = time.monotonic_ns() + _LINGER_NS
+    while time.monotonic_ns() < until:
+        os.sched_yield()  # the reader may be on this processor
+        if ready(0):
+            return
 
 
 def _ignore(_signum: int, _frame: FrameType | None) -> None:
