@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -188,7 +187,7 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
     """Catch what a C library prints on descriptor 2; the value is a function that gives the text."""
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as file:
+    with open(os.memfd_create("stderr", os.MFD_CLOEXEC), "w+b") as file:
         os.dup2(file.fileno(), 2)
 
         def printed() -> str:
