@@ -148,6 +148,12 @@ def crash_log(dump: Path, vmlinux: Path) -> None:
     check_log(said.stdout, "crash")
 
 
+def need_drgn() -> None:
+    """`Missing` where drgn is."""
+    if not (VENV_BIN / "drgn").exists():
+        raise Missing("drgn is not installed")
+
+
 def drgn_log(dump: Path, vmlinux: Path) -> None:
     """The log, by drgn."""
     said = run(VENV_BIN / "drgn", "-q", "-c", dump, "-s", vmlinux, "-e", DRGN_LOG)
@@ -160,8 +166,7 @@ def drgn_log(dump: Path, vmlinux: Path) -> None:
 )
 def mount_dmesg() -> Measured:
     dump, vmlinux = big("zlib-d0.kdump"), guest_vmlinux()
-    if not (VENV_BIN / "drgn").exists():
-        raise Missing("drgn is not installed")
+    need_drgn()
     sides: dict[str, Callable[[], None]] = {
         "dumpfs": lambda: first_dmesg(dump),
         "crash": lambda: crash_log(dump, vmlinux),

@@ -34,7 +34,7 @@ from barlib import (
     truth,
     workdir,
 )
-from readlib import bit_runs, libkdumpfile
+from readlib import bit_runs, children_cpu, dd, libkdumpfile, long_runs, spans
 
 TINY = {
     "tiny/kdump-kaslr.vmcore": "tiny/pages-kdump-kaslr.json",
@@ -278,27 +278,31 @@ def dd_equals_page() -> Measured:
     return Measured(f"{same} of 100 pages same; ls says {len(names)}, the bitmap {stored}", ok)
 
 
-def sparse_tib() -> Path:
-    """The generated 1 TiB dump with fragmented bitmaps; the builder shares no code with dumpfs."""
-    path = workdir() / "sparse-1tib.kdump"
+def generated(name: str, **shape: int) -> Path:
+    """A dump made up of page frames of that shape; the builder shares no code with dumpfs."""
+    path = workdir() / name
     if not path.exists():
         from tests.build.sparse import sparse_tib as build
 
         part = path.with_suffix(".part")
-        build(part)
+        build(part, **shape)
         part.rename(path)
     return path
 
 
+def sparse_tib() -> Path:
+    """The generated 1 TiB dump with fragmented bitmaps."""
+    return generated("sparse-1tib.kdump")
+
+
+def million() -> Path:
+    """A generated dump with a million stored pages, a quarter of all."""
+    return generated("million.kdump", pfns=1 << 22, thinning=1)
+
+
 @bar("million-pages", "a million-page dump lists with under 1 s of our CPU")
 def million_pages() -> Measured:
-    path = workdir() / "million.kdump"
-    if not path.exists():
-        from tests.build.sparse import sparse_tib as build
-
-        part = path.with_suffix(".part")
-        build(part, pfns=1 << 22, thinning=1)  # a quarter of them stored
-        part.rename(path)
+    path = million()
     seconds = []
     for _ in range(3):
         with mounted(path, options="pages=list") as mount:
@@ -337,30 +341,15 @@ def libkdumpfile_rate(dump: Path) -> float:
 
 def dd_rate(dump: Path) -> tuple[float, float]:
     """(pages per CPU-second of mount and dd together, MB/s by wall) reading all stored pages O_DIRECT."""
+    pieces = spans(long_runs(dump))
     with mounted(dump) as mount:
-        bits = (mount.path / "bitmaps" / "stored").read_bytes()
-        runs = bit_runs(bits)
-        pages = 0
         drop_caches()
-        before, times, start = mount.cpu(), os.times(), time.monotonic()
-        for first, stop in runs:
-            if stop - first < 4096:
-                continue  # nothing below 16 MiB: dd's own start would be what is measured
-            skip, count = first * PAGE, (stop - first) * PAGE
-            result = run(
-                "dd", f"if={mount.path}/hmem", "of=/dev/null", "bs=8M", "iflag=direct,skip_bytes,count_bytes",
-                f"skip={skip}", f"count={count}", "status=none",
-            )  # fmt: skip
-            if result.returncode:
-                raise RuntimeError(result.stderr.decode())
-            pages += stop - first
-        wall = time.monotonic() - start
-        after = os.times()
-        cpu = mount.cpu() - before
-        cpu += after.children_user + after.children_system - times.children_user - times.children_system
-    if pages * PAGE < 500e6:
-        raise RuntimeError(f"only {pages} pages were read")
-    return pages / cpu, pages * PAGE / wall / 1e6
+        before = mount.cpu() + children_cpu()
+        timed = dd(mount.path / "hmem", pieces, direct=True)
+        cpu = mount.cpu() + children_cpu() - before
+    if timed.nbytes < 500e6:
+        raise RuntimeError(f"only {timed.nbytes} bytes were read")
+    return timed.nbytes / PAGE / cpu, timed.rate
 
 
 @bar(

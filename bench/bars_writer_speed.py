@@ -19,6 +19,7 @@ from pathlib import Path
 
 from barlib import CACHE, DUMPFS, Measured, bar, big, resident, workdir
 from plainreader import PAGE, Kdump
+from readlib import seconds, warm
 from writerlib import CODECS, peer, scratch, words, write
 
 PAIRS = 5
@@ -26,29 +27,14 @@ _GIB = 1 << 30
 _POLL_SECONDS = 0.02
 
 
-def seconds(command: Callable[[], object]) -> float:
-    """Wall time of something."""
-    start = time.monotonic()
-    command()
-    return time.monotonic() - start
-
-
 def in_turn(ours: Callable[[], object], theirs: Callable[[], object]) -> list[tuple[float, float]]:
     """Wall times of pairs of runs; the first pair warms caches and is not counted."""
     return [(seconds(ours), seconds(theirs)) for _ in range(PAIRS + 1)][1:]
 
 
-def cached(*paths: Path) -> None:
-    """Have files in the page cache."""
-    for path in paths:
-        with path.open("rb") as file:
-            while file.read(1 << 22):
-                pass
-
-
 def beside_peer(options: list[str], source: Path) -> list[tuple[float, float]]:
     """Pairs of (ours, makedumpfile's) for the same options and source."""
-    cached(source)
+    warm(source)
     with scratch() as folder:
         ours, theirs = folder / "ours", folder / "theirs"
         return in_turn(lambda: write("-f", *options, source, ours), lambda: peer("-f", *options, source, theirs))
@@ -108,7 +94,7 @@ def codec_rate(codec: str, source: Path) -> float:
 def against_codec(codec: str) -> Measured:
     """Our whole command, beside the codec's loop in turns."""
     source = big("vmcore")
-    cached(source)
+    warm(source)
     cores = len(os.sched_getaffinity(0))
     values = []
     with scratch() as folder:

@@ -108,7 +108,8 @@ find_python() {
     esac
 }
 
-# Make .venv with dumpfs in it; $1 is '' or an extra such as '[test]'. A stamp spares the second time, until pyproject.toml changes.
+# Make .venv with dumpfs in it; $1 is '' or an extra such as '[test]'. A stamp spares the second time, until
+# pyproject.toml changes.
 make_venv() {
     local extras=$1 stamp
     stamp=stamp-$({ cat pyproject.toml && echo "$PWD"; } | sha256sum | cut -c1-16)

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from barlib import big, drop_caches, mounted, run, tool
-from bars_parallel import backtraces, guest_vmlinux, local_core
+from bars_parallel import backtraces, guest_vmlinux, local_core, need_drgn
 from readlib import only_warm, seconds
 
 from page.forms import local_hmem
 from page.measure import Plan, Row, Turns, section
-from page.starting import need_drgn
 
 _DRGN = """
 import sys, drgn

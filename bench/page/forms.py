@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, Missing, big, made, mounted, run, say, workdir
+from barlib import CACHE, DUMPFS, Missing, big, made, mounted, run, say
 from bars_parallel import flattened, local_core
-from bars_reading import sparse_tib
+from bars_reading import million, sparse_tib
 from readlib import compiled
 
 CODECS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z"}
@@ -63,17 +63,6 @@ def local_hmem() -> Path:
             return ["cp", "--sparse=always", mount.path / "hmem", out]
 
         return made("guest.hmem", copy)
-
-
-def million() -> Path:
-    """A generated dump of a million stored pages."""
-    path = workdir() / "million.kdump"
-    if not path.exists():
-        from tests.build.sparse import sparse_tib as build
-
-        build(path.with_suffix(".part"), pfns=1 << 22, thinning=1)
-        path.with_suffix(".part").rename(path)
-    return path
 
 
 @contextlib.contextmanager

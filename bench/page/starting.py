@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from barlib import VENV_BIN, Missing, big, drop_caches, mounted, run, tool, workdir
-from bars_parallel import crash_log, drgn_log, first_dmesg, guest_vmlinux, mount_cpu, only_mount
-from bars_reading import sparse_tib
+from barlib import Missing, big, drop_caches, mounted, run, tool, workdir
+from bars_parallel import crash_log, drgn_log, first_dmesg, guest_vmlinux, mount_cpu, need_drgn, only_mount
+from bars_reading import million, sparse_tib
 from readlib import libkdumpfile, random_list, seconds, stored_runs, warm
 
-from page.forms import flat, million
+from page.forms import flat
 from page.measure import Plan, Row, Turns, section
 
 _DRGN_OPEN = """
@@ -21,12 +21,6 @@ prog = drgn.Program()
 prog.set_core_dump(sys.argv[1])
 prog.read(int(sys.argv[2]), 4096, True)
 """
-
-
-def need_drgn() -> None:
-    """`Missing` where drgn is."""
-    if not (VENV_BIN / "drgn").exists():
-        raise Missing("drgn is not installed")
 
 
 def makedumpfile_log(dump: Path) -> None:
