@@ -95,6 +95,10 @@ class Bitmap:
             return -1
         return (self._ranks or self._build_ranks())[number] + (bits & _MASKS[low]).bit_count()
 
+    def ranks(self) -> array[int]:
+        """Members before each chunk of 4096 pfns, and of all; 64-bit."""
+        return self._ranks or self._build_ranks()
+
     def count(self) -> int:
         """Number of members."""
         return (self._ranks or self._build_ranks())[-1]

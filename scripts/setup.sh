@@ -60,7 +60,8 @@ need_packages() {
     apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Like need_packages, for what only some tests compare with: what this release does not have is named and left out.
+# Like need_packages, for what can be done without (tools that some tests compare with, libraries that are only faster):
+# what this release does not have is named and left out.
 want_packages() {
     local missing package known=()
     mapfile -t missing < <(missing_packages "$@")
@@ -75,7 +76,7 @@ want_packages() {
         if has_candidate "$package"; then
             known+=("$package")
         else
-            echo "not in this release, so its tests are skipped: $package"
+            echo "not in this release, so done without (its tests are skipped): $package"
         fi
     done
     [ ${#known[@]} -eq 0 ] || need_packages "${known[@]}"
@@ -109,20 +110,21 @@ find_python() {
 }
 
 # Make .venv with dumpfs in it; $1 is '' or an extra such as '[test]'. A stamp spares the second time, until
-# pyproject.toml changes.
+# pyproject.toml or the code in C changes.
 make_venv() {
     local extras=$1 stamp
-    stamp=stamp-$({ cat pyproject.toml && echo "$PWD"; } | sha256sum | cut -c1-16)
+    stamp=stamp-$({ cat pyproject.toml dumpfs/native/*.[ch] && echo "$PWD"; } | sha256sum | cut -c1-16)
     if [ -x .venv/bin/dumpfs ] && [ -e ".venv/$stamp$extras" ] && .venv/bin/dumpfs --version >/dev/null 2>&1; then
         return 0
     fi
     need_packages gcc g++ make pkg-config libfuse3-dev liblzo2-dev zlib1g-dev
+    want_packages libdeflate0 libsnappy1v5 libzstd1 # for the code in C; without them Python's packages decompress
     find_python
     if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         say "making .venv with $("$PYTHON" --version)"
         "$PYTHON" -m venv --clear .venv
     fi
-    say "installing dumpfs$extras into .venv (pyfuse3 and python-lzo are compiled; the first time takes a minute)"
+    say "installing dumpfs$extras into .venv (pyfuse3, python-lzo and its own C code are compiled; the first time takes a minute)"
     .venv/bin/python -m pip --disable-pip-version-check install --editable ".$extras" >.venv/install.log 2>&1 ||
         { tail -n 40 .venv/install.log >&2; die "pip could not install dumpfs; .venv/install.log has it all"; }
     find .venv -maxdepth 1 -name 'stamp-*' ! -name "$stamp*" -delete

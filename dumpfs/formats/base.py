@@ -7,9 +7,10 @@ pages; makedumpfile's 32-bit ARM dumps count from the start of RAM).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from dumpfs.ranges import PfnSet
 from dumpfs.structs import ByteOrder
@@ -96,6 +97,30 @@ class Blob(NamedTuple):
     """Compression flag of a page descriptor; 0 is raw."""
     data: bytes
     """Stored bytes; empty when the page is not stored."""
+
+
+class PlainPages(NamedTuple):
+    """Where the pages of a kdump-compressed dump are, if all are in one plain file of little-endian numbers."""
+
+    fd: int
+    bitmap: int
+    """Byte offset of the bitmap of stored pages."""
+    stop: Pfn
+    """One past the last page that it covers."""
+    ranks: array[int]
+    """Stored pages before each chunk of 4096; see `Bitmap.ranks`."""
+    table: int
+    """Byte offset of the page descriptors."""
+    descriptors: int
+    """How many there are."""
+
+
+@runtime_checkable
+class PlainImage(Protocol):
+    """An image that may be simple enough for the loops that are written in C."""
+
+    def plain_pages(self) -> PlainPages | None:
+        """Where its pages are, or None: not so simply, or some are missing."""
 
 
 class DumpImage(Protocol):

@@ -22,7 +22,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from dumpfs.errors import DumpfsError, PageError
-from dumpfs.fuse.eventloop import EventLoop
+from dumpfs.fuse.eventloop import SMALL_READ, EventLoop
 from dumpfs.fuse.publish import BuildError, Publisher
 from dumpfs.vfs.counters import Count, SharedCounters
 from dumpfs.vfs.node import DirNode, FileNode, Node
@@ -34,8 +34,6 @@ _FOREVER = 86400.0 * 365
 _STAT_BLOCK = 512
 """Unit of st_blocks, whatever the block size."""
 _STATFS_BLOCK = 4096
-_SMALL_READ = 64 << 10
-"""Largest read of somebody who looks at single pages; see `EventLoop.linger`."""
 _KEPT_NODES = 1024
 """Files in use whose nodes a worker keeps, so that a read need not find its node again."""
 _PUBLISH_EVERY = 64
@@ -125,6 +123,8 @@ class Adapter(pyfuse3.Operations):
         self.tree = tree
         self.counters = counters
         self.loop = loop
+        self.on_file: Callable[[FileNode], None] = lambda node: None
+        """Called with each file that is about to be read."""
         self._publisher = Publisher(loop, self._count_build)
         self._on_init = on_init
         self._total_bytes = total_bytes
@@ -198,16 +198,23 @@ class Adapter(pyfuse3.Operations):
 
     async def _file(self, ino: int) -> FileNode:
         """The node of a file in use, ready to be read."""
+        while (node := self._file_now(ino)) is None:
+            await self._publisher.prepare(self.tree.node(ino).prepared_by())
+        return node
+
+    def _file_now(self, ino: int) -> FileNode | None:
+        """As `_file`, or None when that would have to wait."""
         node = self._node(ino)
         if not isinstance(node, FileNode):
             raise FUSEError(errno.EISDIR)
-        if not node.ready:
-            await self._publisher.prepare(node.prepared_by())
+        if not node.ready and not self._publisher.settled(node.prepared_by()):
+            return None
         if node.volatile:
             self._publisher.adopt_published(self.tree.node)  # what it tells of them shall not depend on the worker
         if len(self._nodes) >= _KEPT_NODES:
             self._nodes.clear()
-        self._nodes[ino] = node
+        self._nodes[node.ino] = node
+        self.on_file(node)
         return node
 
     def _attributes(self, node: Node, *, listed: bool = False, prepared: bool = False) -> EntryAttributes:
@@ -344,9 +351,24 @@ class Adapter(pyfuse3.Operations):
         return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=False, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Read; the hot path. A byte that cannot be had fails the whole request, for a short answer ends the file."""
+        """Read; a file that must be prepared is waited for."""
+        while (data := self.read_now(fh, off, size)) is None:
+            await _translated(Adapter._file)(self, fh)
+        return data
+
+    def read_now(self, fh: int, off: int, size: int) -> bytes | None:
+        """Read; the hot path. None when the file must be prepared first.
+
+        A byte that cannot be had fails the whole request, for a short answer ends the file.
+
+        Raises:
+            FUSEError: it cannot be read.
+        """
         try:  # what `_translated` does, without another coroutine around this one
-            data = (self._nodes.get(fh) or await self._file(fh)).read(off, size)
+            node = self._nodes.get(fh) or self._file_now(fh)
+            if node is None:
+                return None
+            data = node.read(off, size)
         except FUSEError:
             raise
         except Exception as exc:
@@ -356,7 +378,7 @@ class Adapter(pyfuse3.Operations):
         mine[_BYTES] += len(data)
         if not reads % _PUBLISH_EVERY:
             self.counters.publish()
-        self.loop.linger = size <= _SMALL_READ
+        self.loop.linger = size <= SMALL_READ
         return data
 
     async def release(self, fh: int) -> None:

@@ -9,6 +9,9 @@ read(2) blocks, and the kernel wakes one worker.
 Only while a handler awaits something (a slow view that is being built) do we hand the wait to trio. A read may then
 still block, when another worker was quicker after trio woke us; a timer interrupts it, and pyfuse3 tries again.
 
+Where the loop in C is there (`requests`), it waits and reads instead of libfuse, and what libfuse is to answer comes
+by a socket; the rest is as told.
+
 One more thing is done for readers of single pages. Each of their requests costs two sleeps and wake-ups of a
 processor, ours and theirs, which on a virtual machine take longer than the work: 15,000 requests/s were measured
 with one worker, 46,000 with a look around of 50 us before we sleep. After larger reads it is not done.
@@ -18,21 +21,29 @@ Everything in here runs in the one thread of a worker.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
 
+if TYPE_CHECKING:
+    from dumpfs.fuse.requests import Reader, Requests
+    from dumpfs.vfs.counters import SharedCounters
+
 _LINGER_NS = 200_000
 """How long to look for the next request after a small read: some wake-ups of a virtual processor, which take longest
 on a machine that is otherwise idle (50 us there gave a tenth fewer requests)."""
+
+SMALL_READ = 64 << 10
+"""Largest read of somebody who looks at single pages."""
 
 _INTERRUPT_SECONDS = 0.02
 """How often a blocking read is interrupted while a handler waits."""
@@ -57,6 +68,7 @@ class EventLoop:
 
     Attributes:
         linger: set by a handler after a small read; the next wait then looks around before it sleeps.
+        requests: takes the requests in place of libfuse, or None.
         fd: the descriptor of the FUSE session, known after the first wait.
     """
 
@@ -65,6 +77,8 @@ class EventLoop:
     def __init__(self) -> None:
         self.linger = False
         self.fd = -1
+        self.requests: Requests | None = None
+        self._nursery: trio.Nursery | None = None
         self._cooperative = 1  # until `serve`: the first request is waited for beside a timeout
         self._lock = trio.Lock()
         self._quick = False
@@ -86,15 +100,80 @@ class EventLoop:
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
         """Around what a handler awaits: other requests are answered meanwhile."""
-        if not self._cooperative:
-            signal.setitimer(signal.ITIMER_REAL, _INTERRUPT_SECONDS, _INTERRUPT_SECONDS)
-        self._cooperative += 1
+        self._begin_waiting()
         try:
             yield
         finally:
-            self._cooperative -= 1
-            if not self._cooperative:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            self._end_waiting()
+
+    def _begin_waiting(self) -> None:
+        if not self._cooperative:
+            signal.setitimer(signal.ITIMER_REAL, _INTERRUPT_SECONDS, _INTERRUPT_SECONDS)
+        self._cooperative += 1
+
+    def _end_waiting(self) -> None:
+        self._cooperative -= 1
+        if not self._cooperative:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.requests is not None:
+            self.requests.carry()  # a task that ends after its answer does not come to the next wait
+
+    async def main(self, max_tasks: int) -> None:
+        """Answer requests until the file system is unmounted.
+
+        Args:
+            max_tasks: requests that may wait before no more are taken.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await pyfuse3.main(1, max_tasks)
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Close what requests come from, in a process that was forked from a worker and answers none."""
+        os.close(self.fd)
+        if self.requests is not None:
+            self.requests.close()
+
+    # -- by the loop in C
+
+    def take_over(self, device: int, reader: Reader, counters: SharedCounters) -> None:
+        """Have the loop in C take the requests of this worker; after `serve`.
+
+        Args:
+            device: the FUSE device that it reads.
+            reader: answers reads that the loop does not.
+            counters: where it counts.
+        """
+        from dumpfs.fuse.requests import Requests
+
+        self.requests = Requests(device, self.fd, reader, counters, self._read_slowly)
+
+    def _read_slowly(self, read: Callable[[], Awaitable[None]]) -> None:
+        """Have a read answered by a task of its own; from now on other tasks have their turns."""
+        assert self._nursery is not None
+        self._begin_waiting()
+        self._nursery.start_soon(self._read_and_end, read)
+
+    async def _read_and_end(self, read: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await read()
+        finally:
+            self._end_waiting()
+
+    def _take(self, requests: Requests, fd: int) -> Any:  # noqa: ANN401  # an awaitable
+        requests.carry()
+        try:
+            while not requests.take(polite=False):
+                if self._cooperative:
+                    return self._wait_with_lock(fd)
+        except OSError as exc:
+            raise _as_pyfuse3_expects(exc) from exc
+        return _DONE
+
+    async def _wait_with_lock(self, fd: int) -> None:
+        await self._lock.acquire()
+        await self._wait_politely(fd)
 
     # -- what pyfuse3 uses of trio
 
@@ -106,6 +185,8 @@ class EventLoop:
 
     def __aenter__(self) -> Any:  # noqa: ANN401  # an awaitable
         """Take the lock; no wait of ours needs it while nothing can come between."""
+        if self.requests is not None:
+            self.requests.carry()  # what waits for the lock would keep them
         self._quick = not self._cooperative
         return _DONE if self._quick else self._lock.acquire()
 
@@ -122,6 +203,8 @@ class EventLoop:
         self.fd = fd
         if not self._quick:
             return self._wait_politely(fd)
+        if self.requests is not None:
+            return self._take(self.requests, fd)
         if self.linger:
             self.linger = False
             ready = self._ready or self._poll(fd)
@@ -130,12 +213,22 @@ class EventLoop:
         return _DONE
 
     async def _wait_politely(self, fd: int) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            if self._poll(fd)(0):  # another worker may have been quicker
-                break
-        # The lock that __aexit__ gives back is trio's, whatever other tasks did meanwhile.
-        self._quick = False
+        requests = self.requests
+        try:
+            if requests is None:
+                await trio.lowlevel.wait_readable(fd)
+                while not self._poll(fd)(0):  # another worker may have been quicker
+                    await trio.lowlevel.wait_readable(fd)
+            else:
+                await trio.lowlevel.wait_readable(requests.fd)
+                requests.carry()
+                while not requests.take(polite=True):
+                    await trio.lowlevel.wait_readable(requests.fd)
+                    requests.carry()
+        except OSError as exc:
+            raise _as_pyfuse3_expects(exc) from exc
+        finally:
+            self._quick = False  # the lock that __aexit__ gives back is trio's, whatever other tasks did meanwhile
 
     def _poll(self, fd: int) -> Callable[[int], list[tuple[int, int]]]:
         if self._ready is None:
@@ -147,6 +240,11 @@ class EventLoop:
     current_task = staticmethod(trio.lowlevel.current_task)
     current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
     notify_closing = staticmethod(trio.lowlevel.notify_closing)
+
+
+def _as_pyfuse3_expects(error: OSError) -> BaseException:
+    """What a failed read of the device means: the end of the mount, or the error."""
+    return trio.ClosedResourceError() if error.errno == errno.ENODEV else error
 
 
 def _look_around(ready: Callable[[int], list[tuple[int, int]]]) -> None:

@@ -115,13 +115,13 @@ class Publisher:
         Raises:
             DumpfsError: it cannot be built.
         """
-        if self._settled(node):
+        if self.settled(node):
             return
         async with self._loop.waiting():
             child = 0
             pause = _FIRST_POLL_SECONDS
             try:
-                while not self._settled(node):
+                while not self.settled(node):
                     if child:
                         child = self._reap(node.ino, child)
                     elif self._claim(node.ino):
@@ -133,7 +133,7 @@ class Publisher:
                 raise
             _wait_for(child)
 
-    def _settled(self, node: Node) -> bool:
+    def settled(self, node: Node) -> bool:
         """Hand the content over if it is there; False while it is not.
 
         Raises:
@@ -186,7 +186,7 @@ class Publisher:
 
     def _build(self, node: Node, supervisor: int) -> int:
         """What the helper does."""
-        os.close(self._loop.fd)  # else requests of a dead worker, or a mount without any, would not end before we do
+        self._loop.close()  # else requests of a dead worker, or a mount without any, would not end before we do
         end_unless_adopted(supervisor, _ORPHANED)
         self._update(node.ino, State.BUILDING, pid=os.getpid())  # our worker may die before it can say so
         try:

@@ -20,6 +20,7 @@ from dumpfs.fuse.mounts import find_mount, mount_failure, raise_read_ahead, unmo
 from dumpfs.fuse.options import MountOptions
 from dumpfs.fuse.process import spawn
 from dumpfs.fuse.workers import Workers, block_signals
+from dumpfs.native import AVAILABLE
 from dumpfs.vfs.counters import SharedCounters
 
 _LOG = logging.getLogger("dumpfs")
@@ -127,12 +128,13 @@ class Session:
             MountError: the mount does not answer, or its workers kept dying.
         """
         gc.freeze()  # what exists now is never garbage, and looking for it would copy the workers' shared pages
-        workers = Workers(self._options.workers, self._loop, self._counters)
+        reader = self._adapter if AVAILABLE and not self._debug else None  # libfuse's debug wants all requests
+        workers = Workers(self._options.workers, self._loop, self._counters, reader)
         try:
             workers.start()
             self._probe(workers)
-            on_ready()
             _LOG.info("%s is mounted on %s", self._name, self._mount_point)
+            on_ready()  # now the command ends, and its user may look into the log
             reason = workers.supervise()
             _LOG.info("%s: the mount ends: %s", self._mount_point, reason)
         finally:

@@ -28,8 +28,8 @@ import struct
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from dumpfs.fuse.eventloop import EventLoop
@@ -37,6 +37,9 @@ from dumpfs.fuse.mounts import FUSE_DEVICE
 from dumpfs.fuse.process import adopt_orphans, render_exit, spawn
 from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.vfs.counters import SharedCounters
+
+if TYPE_CHECKING:
+    from dumpfs.fuse.requests import Reader
 
 _LOG = logging.getLogger("dumpfs")
 
@@ -74,9 +77,11 @@ class Workers:
         count: how many.
         loop: the event loop, which knows the session's descriptor.
         counters: where each worker counts.
+        reader: answers reads, for the loop in C, or None where that shall not take the requests.
     """
 
-    def __init__(self, count: int, loop: EventLoop, counters: SharedCounters) -> None:
+    def __init__(self, count: int, loop: EventLoop, counters: SharedCounters, reader: Reader | None = None) -> None:
+        self._reader = reader
         self._loop = loop
         self._counters = counters
         self._slots: dict[int, int] = {}
@@ -148,8 +153,10 @@ class Workers:
         self._counters.attach(slot)
         keep_freed_memory()
         self._loop.serve()
+        if self._reader is not None:
+            self._loop.take_over(os.dup(self._loop.fd), self._reader, self._counters)
         try:
-            trio.run(pyfuse3.main, 1, _MAX_TASKS)
+            trio.run(self._loop.main, _MAX_TASKS)
         except (OSError, BaseExceptionGroup) as exc:
             if not _is_abort(exc):
                 raise

@@ -6,6 +6,8 @@ and again; long reads pass it by. Bounded in bytes; any thread may use it, and e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dumpfs.units import Pfn
 
 DEFAULT_CACHE_BYTES = 16 << 20
@@ -25,6 +27,7 @@ class PageCache:
         self.limit = limit
         self.hits = 0
         self.misses = 0
+        self._lent: Callable[[], int] = int
         self._young: dict[Pfn, bytes] = {}
         self._old: dict[Pfn, bytes] = {}
         self._young_bytes = 0
@@ -51,7 +54,14 @@ class PageCache:
         self._young[block] = data
         self._young_bytes += len(data)
 
+    def lend(self, used: Callable[[], int]) -> int:
+        """Leave half of the limit to another keeper of pages, who tells by `used` how much it has; that half."""
+        half = self.limit // 2
+        self.limit -= half
+        self._lent = used
+        return half
+
     @property
     def used(self) -> int:
-        """Bytes kept."""
-        return self._young_bytes + sum(map(len, self._old.values()))
+        """Bytes kept, also by who was lent a part of the limit."""
+        return self._young_bytes + sum(map(len, self._old.values())) + self._lent()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 
 from dumpfs.errors import PageError, page_error
-from dumpfs.formats.base import DumpImage, PageInfo
+from dumpfs.formats.base import DumpImage, PageInfo, PlainImage, PlainPages
 from dumpfs.memory.cache import PageCache
 from dumpfs.ranges import PfnSet, ScaledSet
 from dumpfs.units import PageState, Pfn, zeros
@@ -61,6 +61,12 @@ class PhysMemory:
     def size(self) -> int:
         """One past the highest physical address of RAM, in bytes (rounded up to a page)."""
         return self.ram.stop << self.page_shift
+
+    def plain_pages(self) -> PlainPages | None:
+        """Where the pages are, if that is simple and their numbers count from physical address 0."""
+        if self._first_paddr or not isinstance(self.image, PlainImage):
+            return None
+        return self.image.plain_pages()
 
     def with_policy(self, policy: HolePolicy) -> PhysMemory:
         """The same memory and cache under another policy."""

@@ -40,6 +40,9 @@ class Count(IntEnum):
     CACHE_MISSES = 7
     BUILT = 8
     """Slow files whose building this process started."""
+    NATIVE_HITS = 10
+    NATIVE_MISSES = 11
+    """As CACHE_HITS and CACHE_MISSES, of pages that the loop in C keeps."""
     RESTARTS = 9
     """Workers that were started in place of one that died; only in the row of the supervisor."""
 
@@ -129,6 +132,8 @@ class SharedCounters:
         """See `Counters`."""
         self.publish()
         values = {name: self.total(count) for count, name in _NAMES.items()}
+        values[_NAMES[Count.CACHE_HITS]] += self.total(Count.NATIVE_HITS)
+        values[_NAMES[Count.CACHE_MISSES]] += self.total(Count.NATIVE_MISSES)
         dropped = self._head()[1]
         if dropped:
             values["bad_pages_not_named"] = dropped

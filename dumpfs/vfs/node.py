@@ -10,6 +10,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dumpfs.memory.physical import PhysMemory
 
 INDEX_BITS = 48
 
@@ -53,6 +57,14 @@ class Node(ABC):
         """Take what `build` made, here or in another process; the node is then `ready`."""
 
 
+class MemoryExtents(NamedTuple):
+    """Parts of a file that show physical memory."""
+
+    memory: PhysMemory
+    extents: tuple[tuple[int, int, int], ...]
+    """(offset in the file, bytes, physical address) of each; ascending."""
+
+
 @dataclass(slots=True)
 class FileNode(Node):
     """A read-only file. Methods raise `DumpfsError`; its `errno` is what a reader gets."""
@@ -76,6 +88,10 @@ class FileNode(Node):
             DumpfsError: a byte of the range cannot be had; the whole request fails, and callers ask again
                 in smaller pieces.
         """
+
+    def memory_extents(self) -> MemoryExtents | None:
+        """The parts of the file that are nothing but physical memory, if it has such; it must be `ready`."""
+        return None
 
     def check_open(self) -> None:
         """Raise the `DumpfsError` why the file cannot be opened (an excluded page); return when it can."""

@@ -3,7 +3,7 @@
 The rows, from bottom to top:
 
 1. errors units structs ranges bitmap
-2. sources codecs notes vmcoreinfo elf/structs
+2. native sources codecs notes vmcoreinfo elf/structs
 3. formats memory/cache memory/physical
 4. memory/virtual arch linux
 5. elf/layout vfs writer (plan, filters, sinks); vfs and writer do not know each other
@@ -32,6 +32,7 @@ ROWS = {
     "dumpfs.ranges": 1,
     "dumpfs.bitmap": 1,
     "dumpfs.sources": 2,
+    "dumpfs.native": 2,
     "dumpfs.codecs": 2,
     "dumpfs.notes": 2,
     "dumpfs.vmcoreinfo": 2,

@@ -10,17 +10,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
 
 from dumpfs.errors import SourceError
-from dumpfs.formats.base import Blob, DumpMeta, PageInfo
+from dumpfs.formats.base import Blob, DumpMeta, PageInfo, PlainPages
 from dumpfs.formats.kdump.header import parse_header
 from dumpfs.formats.kdump.pages import PageTable
 from dumpfs.formats.kdump.parts import Part, check_set, open_bitmap, open_part, written_windows
+from dumpfs.formats.plain import open_pages
 from dumpfs.notes import find_note
 from dumpfs.ranges import MaskedSet, PfnSet, RangeSet
 from dumpfs.sources.base import ByteSource
+from dumpfs.sources.local import FileSource
 from dumpfs.structs import Abi, Buffer
 from dumpfs.units import PageState, Pfn, zeros
+
+if TYPE_CHECKING:
+    from dumpfs.native.loops import Pages
 
 _MAX_NOTE_BYTES = 64 << 20
 _MACHINE_ALIASES = {"Unknown": "", "S390X": "s390x", "i386": "i686", "i586": "i686", "armv7l": "arm", "armv6l": "arm"}
@@ -67,11 +73,24 @@ class KdumpImage:
         self.partial: Mapping[Pfn, tuple[int, int]] = {}
         self.meta = self._meta(reasons)
         self.notices = tuple(self._notices)
+        self._native: Pages | Literal[False] | None = None  # not known yet
 
     @classmethod
     def open(cls, sources: Sequence[ByteSource]) -> KdumpImage:
         """See the constructor."""
         return cls(sources)
+
+    def plain_pages(self) -> PlainPages | None:
+        """See `PlainImage.plain_pages`."""
+        source, header = self._sources[0], self._header
+        table = self._parts[0].table
+        whole = self._whole and self.meta.complete and self.stored is self._bits is not self._ram_bits
+        if not whole or not isinstance(source, FileSource) or self.meta.byteorder != "little":
+            return None
+        bitmap = header.bitmap_offset + header.bitmap_bytes
+        return PlainPages(
+            source.fileno(), bitmap, self._bits.stop, self._bits.ranks(), header.descriptor_offset, table.count
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -131,6 +150,9 @@ class KdumpImage:
         try:
             runs = list(self._bits.runs(first, stop))
             if self._whole and runs == [(first, stop)]:
+                data = self._read_natively(first, count)
+                if data is not None:
+                    return data, bytes(count)
                 pages, states = self._parts[0].table.read_many(self._bits.rank(first), count)
                 return b"".join(pages), bytes(states)
             states = bytearray(_ABSENT * count)
@@ -148,6 +170,14 @@ class KdumpImage:
         if stop > position:
             pieces.append(zeros(block_size * (stop - position)))
         return b"".join(pieces), bytes(states)
+
+    def _read_natively(self, first: Pfn, count: int) -> bytes | None:
+        """Stored pages by the loop in C; None where that is not to be had, or a page is not in order."""
+        if self._native is None:
+            self._native = open_pages(self.plain_pages(), self.meta.block_size) or False
+        if not self._native:
+            return None
+        return self._native.read(first * self.meta.block_size, count * self.meta.block_size)
 
     def _cut_at_parts(self, runs: Sequence[tuple[Pfn, Pfn]]) -> Iterator[tuple[list[Pfn], Pfn]]:
         """Runs gathered into stretches whose pages lie in one part: (flat run bounds, one past the last pfn)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.vfs.node import MemoryExtents
 from dumpfs.vfs.views.base import DumpFile
 
 
@@ -24,6 +25,10 @@ class HmemFile(DumpFile):
     def stored_bytes(self) -> int:
         """See `FileNode.stored_bytes`."""
         return self.dump.stored_bytes
+
+    def memory_extents(self) -> MemoryExtents | None:
+        """See `FileNode.memory_extents`."""
+        return MemoryExtents(self.dump.phys, ((0, self.dump.memory_size, 0),))
 
     def read(self, offset: int, size: int) -> bytes:
         """See `FileNode.read`."""

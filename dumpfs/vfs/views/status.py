@@ -8,6 +8,7 @@ from enum import Enum
 from typing import ClassVar
 
 from dumpfs import __version__
+from dumpfs.native import AVAILABLE
 from dumpfs.units import one_line, render_size
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import DumpFile, explain
@@ -113,6 +114,7 @@ def _counters(dump: Dump) -> Iterator[str]:
     yield f"workers: {' '.join(map(str, workers))}"
     for name, value in dump.counters.values().items():
         yield f"{name}: {value}"
+    yield f"native code: {'in use' if AVAILABLE else 'not in use'}"
     yield f"cache of this worker: {render_size(dump.cache.used)}"
 
 

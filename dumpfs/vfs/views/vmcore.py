@@ -16,8 +16,9 @@ from dumpfs.elf.core_notes import ThreadNotes, build_core_notes
 from dumpfs.elf.layout import Content, CorePlan, CoreTarget, Extent, Mapping, ReadPhysical, plan_core
 from dumpfs.elf.segments import MAX_SEGMENTS, ram_ranges
 from dumpfs.errors import DumpfsError
-from dumpfs.memory.physical import HolePolicy
+from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.vfs.context import Dump
+from dumpfs.vfs.node import MemoryExtents
 from dumpfs.vfs.views.base import DumpFile, explain
 
 if TYPE_CHECKING:
@@ -191,6 +192,14 @@ class CoreFile(DumpFile):
     def stored_bytes(self) -> int:
         """See `FileNode.stored_bytes`."""
         return self.dump.stored_bytes
+
+    def memory_extents(self) -> MemoryExtents | None:
+        """See `FileNode.memory_extents`."""
+        memory = self.memory()
+        if self.plan is None or not isinstance(memory, PhysMemory):
+            return None
+        physical = (e for e in self.plan.extents if e.content is Content.PHYSICAL)
+        return MemoryExtents(memory, tuple((extent.offset, extent.size, extent.start) for extent in physical))
 
     def read(self, offset: int, size: int) -> bytes:
         """See `FileNode.read`."""

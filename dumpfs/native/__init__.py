@@ -1,0 +1,19 @@
+"""The few loops that are also written in C: that of a mount's worker, and compression.
+
+Optional: where there was no compiler when dumpfs was installed, the Python code does the same more slowly.
+DUMPFS_NATIVE=0 in the environment has that, too, for comparison and when the C code is suspected.
+"""
+
+from __future__ import annotations
+
+import os
+
+try:
+    if os.environ.get("DUMPFS_NATIVE") == "0":
+        raise ImportError("DUMPFS_NATIVE=0")
+    import dumpfs.native.loops  # noqa: F401  # to see whether it is there
+except ImportError:
+    AVAILABLE = False
+else:
+    AVAILABLE = True
+    """Whether `dumpfs.native.loops` can be used."""
