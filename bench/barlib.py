@@ -137,7 +137,15 @@ class Mounted:
     """A mounted dump."""
 
     path: Path
-    pids: list[int]
+    workers: int
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes, once all workers are there: a mount answers before."""
+        until = time.monotonic() + _IN_USE_SECONDS
+        while len(found := mount_pids(self.path)) <= self.workers and time.monotonic() < until:
+            time.sleep(0.005)
+        return found
 
     def cpu(self) -> float:
         """CPU seconds that the mount's processes have used so far."""
@@ -173,6 +181,12 @@ def mount_pids(path: Path) -> list[int]:
     return pids
 
 
+def _workers(options: str) -> int:
+    """How many workers a mount with these options has."""
+    said = [text.removeprefix("workers=") for text in options.split(",") if text.startswith("workers=")]
+    return int(said[-1]) if said else min(len(os.sched_getaffinity(0)), 4)
+
+
 @contextlib.contextmanager
 def mounted(*dumps: Path, options: str = "") -> Iterator[Mounted]:
     """Mount dumps with the installed command; unmounts in the end, and fails if it cannot."""
@@ -185,7 +199,7 @@ def mounted(*dumps: Path, options: str = "") -> Iterator[Mounted]:
         point.rmdir()
         raise RuntimeError(f"mount failed: {result.stderr.decode(errors='replace')}")
     try:
-        yield Mounted(point, mount_pids(point))
+        yield Mounted(point, _workers(options))
     finally:
         until = time.monotonic() + _IN_USE_SECONDS
         while (result := run(DUMPFS, "umount", point)).returncode and time.monotonic() < until:

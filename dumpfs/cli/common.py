@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PROG = "dumpfs"
 _STDERR = 2
+_COLUMNS = 80
+"""Width of help where there is no terminal."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +31,27 @@ class Parser(argparse.ArgumentParser):
         verb = self.prog.removeprefix(prefix)
         where = f"{verb}: " if self.prog.startswith(prefix) else ""
         raise UsageError(f"{where}{message}", hint=f"{self.prog} --help")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formats help; every parser makes one to check its arguments.
+
+    argparse asks shutil how wide the terminal is, and that loads every compressor there is.
+    """
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """Characters in a line of the terminal, as shutil finds out."""
+    text = os.environ.get("COLUMNS", "")
+    if text.isdecimal() and int(text):
+        return int(text)
+    try:
+        return os.get_terminal_size(1).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 def spare_threads() -> None:

@@ -16,7 +16,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 from dumpfs import __version__
-from dumpfs.cli.common import PROG, Parser, print_error, secure_standard_streams, silence_stdout, spare_threads, warn
+from dumpfs.cli.common import (
+    PROG,
+    HelpFormatter,
+    Parser,
+    print_error,
+    secure_standard_streams,
+    silence_stdout,
+    spare_threads,
+    warn,
+)
 from dumpfs.errors import DumpfsError, UsageError
 
 
@@ -57,7 +66,7 @@ def top_parser() -> argparse.ArgumentParser:
         usage=f"{PROG} [--help] [--version] VERB ...",
         description=f"Mount a crashed Linux kernel's dump (kdump or ELF) as files.\n\nverbs:\n{verbs}",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -88,7 +97,7 @@ def verb_parser(name: str) -> argparse.ArgumentParser:
         prog=f"{PROG} {name}",
         description=getattr(module, "DESCRIPTION", summary[0].upper() + summary[1:] + "."),
         epilog=getattr(module, "EPILOG", None),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     module.add_arguments(parser)
     return parser

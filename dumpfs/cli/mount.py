@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dumpfs.cli.common import warn
@@ -93,13 +94,29 @@ def mount_dump(
         dump.close()
         return
     _ = dump.memory_size  # known from now on, whatever becomes of the file
-    mount_opened(dump, mount_point, options, foreground=foreground, debug=debug)
+    # The log is what people look at first, and quick to find where the dump says where VMCOREINFO is.
+    ahead = ("dmesg",) if dump.header_vmcoreinfo is not None else ()
+    mount_opened(dump, mount_point, options, ahead, foreground=foreground, debug=debug)
 
 
 def mount_opened(
-    dump: Dump, mount_point: str, options: MountOptions, *, foreground: bool = False, debug: bool = False
+    dump: Dump,
+    mount_point: str,
+    options: MountOptions,
+    ahead: Sequence[str] = (),
+    *,
+    foreground: bool = False,
+    debug: bool = False,
 ) -> None:
     """Mount an open dump at a resolved path, as `mount_dump` does; in the background this process ends.
+
+    Args:
+        dump: the dump; its files stay open.
+        mount_point: a folder.
+        options: how the mount behaves.
+        ahead: names in the root of slow files to build before anybody asks.
+        foreground: see `mount_dump`.
+        debug: likewise.
 
     Raises:
         DumpfsError: it cannot be mounted.
@@ -109,6 +126,10 @@ def mount_opened(
     logs.set_up(options.log, foreground=foreground, debug=debug)
     if not foreground and options.log is None and not logs.can_syslog():
         warn("nobody listens to syslog here: what the mount has to say later is lost", "-o log=FILE keeps it")
+
+    from dumpfs.fuse.binding import load_pyfuse3
+
+    load_pyfuse3()
 
     from dumpfs.fuse.session import Session
     from dumpfs.vfs.counters import SharedCounters
@@ -122,6 +143,7 @@ def mount_opened(
         options,
         name=dump.name,
         total_bytes=sum(status.st_size for status in dump.statuses if status is not None),
+        ahead=ahead,
         debug=debug,
     )
     dump.failures = session.failures

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from dumpfs import __version__
-from dumpfs.cli.common import Parser, print_error, secure_standard_streams, spare_threads, warn
+from dumpfs.cli.common import HelpFormatter, Parser, print_error, secure_standard_streams, spare_threads, warn
 from dumpfs.errors import DumpfsError, UsageError
 from dumpfs.fuse.options import is_option, render_options, split_options
 
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         usage=f"{PROG} DUMP MOUNTPOINT [-sfnv] [-o OPTION[,OPTION...]] [-t TYPE]",
         description="Mount a kernel dump as files; the helper of mount(8) for the type dumpfs.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     found.add_argument("dump", metavar="DUMP", help="dump file, or a folder that holds one dump")
     found.add_argument("mount_point", metavar="MOUNTPOINT", help="a folder")

@@ -178,6 +178,10 @@ class Adapter(pyfuse3.Operations):
         """Files that could not be built, by inode number, with the reason; of all workers."""
         return self._publisher.failures()
 
+    def begin(self, node: Node) -> None:
+        """Have a slow file built before anybody asks."""
+        self._publisher.begin(node)
+
     # -- nodes
 
     def _node(self, ino: int) -> Node:

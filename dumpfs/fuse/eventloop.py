@@ -6,8 +6,9 @@ more than a request for a page, and wakes every worker for each request. Request
 always no other task of the worker has anything to do meanwhile, and then the best wait is none at all: pyfuse3's
 read(2) blocks, and the kernel wakes one worker.
 
-Only while a handler awaits something (a slow view that is being built) do we hand the wait to trio. A read may then
-still block, when another worker was quicker after trio woke us; a timer interrupts it, and pyfuse3 tries again.
+Only while a handler awaits something (a slow view that is being built) do tasks take turns: see `dumpfs.fuse.tasks`. A
+read may then still block, when another worker was quicker after we were woken; a timer interrupts it, and pyfuse3 tries
+again.
 
 Where the loop in C is there (`requests`), it waits and reads instead of libfuse, and what libfuse is to answer comes
 by a socket; the rest is as told.
@@ -32,7 +33,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
-import trio
+
+from dumpfs.fuse.tasks import Lock, Nursery, Task, Tasks
 
 if TYPE_CHECKING:
     from dumpfs.fuse.requests import Reader, Requests
@@ -67,20 +69,22 @@ class EventLoop:
     """What pyfuse3 takes for the trio module.
 
     Attributes:
+        tasks: runs what pyfuse3 starts.
         linger: set by a handler after a small read; the next wait then looks around before it sleeps.
         requests: takes the requests in place of libfuse, or None.
         fd: the descriptor of the FUSE session, known after the first wait.
     """
 
-    ClosedResourceError = trio.ClosedResourceError
+    class ClosedResourceError(Exception):
+        """What pyfuse3 takes for the end of the mount."""
 
     def __init__(self) -> None:
         self.linger = False
         self.fd = -1
         self.requests: Requests | None = None
-        self._nursery: trio.Nursery | None = None
         self._cooperative = 1  # until `serve`: the first request is waited for beside a timeout
-        self._lock = trio.Lock()
+        self.tasks = Tasks()
+        self._lock = Lock(self.tasks)
         self._quick = False
         self._ready: Callable[[int], list[tuple[int, int]]] | None = None
         self.lowlevel = self
@@ -93,7 +97,7 @@ class EventLoop:
     def serve(self) -> None:
         """From now on block while nothing else is going on; called by each worker before it serves."""
         self._cooperative = 0
-        self._lock = trio.Lock()
+        self._lock = Lock(self.tasks)
         self._ready = None
         signal.signal(signal.SIGALRM, _ignore)
 
@@ -118,20 +122,18 @@ class EventLoop:
         if self.requests is not None:
             self.requests.carry()  # a task that ends after its answer does not come to the next wait
 
-    async def main(self, max_tasks: int) -> None:
+    def run(self, max_tasks: int) -> None:
         """Answer requests until the file system is unmounted.
 
         Args:
             max_tasks: requests that may wait before no more are taken.
         """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await pyfuse3.main(1, max_tasks)
-            nursery.cancel_scope.cancel()
+        self.tasks.run(pyfuse3.main, 1, max_tasks)
 
     def close(self) -> None:
         """Close what requests come from, in a process that was forked from a worker and answers none."""
-        os.close(self.fd)
+        if self.fd >= 0:  # else nothing is mounted yet
+            os.close(self.fd)
         if self.requests is not None:
             self.requests.close()
 
@@ -151,9 +153,8 @@ class EventLoop:
 
     def _read_slowly(self, read: Callable[[], Awaitable[None]]) -> None:
         """Have a read answered by a task of its own; from now on other tasks have their turns."""
-        assert self._nursery is not None
         self._begin_waiting()
-        self._nursery.start_soon(self._read_and_end, read)
+        self.tasks.start(self._read_and_end(read))
 
     async def _read_and_end(self, read: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -177,7 +178,9 @@ class EventLoop:
 
     # -- what pyfuse3 uses of trio
 
-    open_nursery = staticmethod(trio.open_nursery)
+    def open_nursery(self) -> Nursery:
+        """Stands for `trio.open_nursery`."""
+        return Nursery(self.tasks)
 
     def Lock(self) -> EventLoop:  # the name of trio's class
         """Stands for `trio.Lock`; pyfuse3 has one, which serialises waits for the descriptor."""
@@ -216,19 +219,19 @@ class EventLoop:
         requests = self.requests
         try:
             if requests is None:
-                await trio.lowlevel.wait_readable(fd)
+                await self.tasks.wait_readable(fd)
                 while not self._poll(fd)(0):  # another worker may have been quicker
-                    await trio.lowlevel.wait_readable(fd)
+                    await self.tasks.wait_readable(fd)
             else:
-                await trio.lowlevel.wait_readable(requests.fd)
+                await self.tasks.wait_readable(requests.fd)
                 requests.carry()
                 while not requests.take(polite=True):
-                    await trio.lowlevel.wait_readable(requests.fd)
+                    await self.tasks.wait_readable(requests.fd)
                     requests.carry()
         except OSError as exc:
             raise _as_pyfuse3_expects(exc) from exc
         finally:
-            self._quick = False  # the lock that __aexit__ gives back is trio's, whatever other tasks did meanwhile
+            self._quick = False  # the lock that __aexit__ gives back is `_lock`, whatever other tasks did meanwhile
 
     def _poll(self, fd: int) -> Callable[[int], list[tuple[int, int]]]:
         if self._ready is None:
@@ -237,14 +240,17 @@ class EventLoop:
             self._ready = poll.poll
         return self._ready
 
-    current_task = staticmethod(trio.lowlevel.current_task)
-    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
-    notify_closing = staticmethod(trio.lowlevel.notify_closing)
+    def current_task(self) -> Task:
+        """Stands for `trio.lowlevel.current_task`, which is asked for a name."""
+        return self.tasks.current
+
+    def current_trio_token(self) -> None:
+        """Stands for `trio.lowlevel.current_trio_token`, for other threads; there are none."""
 
 
 def _as_pyfuse3_expects(error: OSError) -> BaseException:
     """What a failed read of the device means: the end of the mount, or the error."""
-    return trio.ClosedResourceError() if error.errno == errno.ENODEV else error
+    return EventLoop.ClosedResourceError() if error.errno == errno.ENODEV else error
 
 
 def _look_around(ready: Callable[[int], list[tuple[int, int]]]) -> None:

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dumpfs.errors import MountError
 
@@ -22,8 +22,7 @@ _NAMED_USERS = 5
 """Processes that a message about a busy mount names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of /proc/self/mountinfo."""
 
     device: str
@@ -214,23 +213,35 @@ def unmount(path: str, *, lazy: bool = False) -> None:
 
 def _run_unmount(path: str, lazy: bool) -> str | None:
     """Unmount; None when the helper says it worked, else what it printed."""
-    import subprocess  # not on the way to a mount
-
     commands = [[_FUSERMOUNT, "-u", *(["-z"] if lazy else []), "--", path]]
     if os.geteuid() == 0:
         commands.append(["umount", *(["-l"] if lazy else []), "--", path])
     printed = None
     for command in commands:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+            code, text = _run(command)
         except FileNotFoundError:
             printed = printed or f"{command[0]}: is not installed"
             continue
-        if done.returncode == 0:
+        if code == 0:
             return None
-        printed = done.stderr or done.stdout or f"{command[0]} failed"
+        printed = text or f"{command[0]} failed"
         break
     return printed
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Run a command: its exit code and what it printed. Without subprocess, which is dearer to load than all of this.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    with open(os.memfd_create("output", os.MFD_CLOEXEC), "w+b") as file:
+        output = [(os.POSIX_SPAWN_DUP2, file.fileno(), descriptor) for descriptor in (1, 2)]
+        pid = os.posix_spawnp(command[0], command, os.environ, file_actions=output)
+        _, status = os.waitpid(pid, 0)
+        file.seek(0)
+        return os.waitstatus_to_exitcode(status), file.read().decode("utf-8", "replace")
 
 
 def _unmount_failure(path: str, printed: str) -> MountError:

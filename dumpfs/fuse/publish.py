@@ -28,8 +28,6 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple
 
-import trio
-
 from dumpfs.errors import DumpfsError
 from dumpfs.fuse.eventloop import EventLoop
 from dumpfs.fuse.process import end_unless_adopted, is_alive, render_exit, spawn
@@ -125,13 +123,21 @@ class Publisher:
                     if child:
                         child = self._reap(node.ino, child)
                     elif self._claim(node.ino):
-                        child = self._start(node)
-                    await trio.sleep(pause)
+                        child = self._start(node, os.getppid())
+                    await self._loop.tasks.sleep(pause)
                     pause = min(pause * 1.5, _LAST_POLL_SECONDS)
             except BuildError:
                 _wait_for(child)
                 raise
             _wait_for(child)
+
+    def begin(self, node: Node) -> None:
+        """Start the helper for a file that somebody will surely want; before the mount and its workers are there.
+
+        Should it fail, nobody is told: whoever asks for the file has it tried again.
+        """
+        if not node.ready and self._claim(node.ino):
+            self._start(node, os.getpid(), asked=False)
 
     def settled(self, node: Node) -> bool:
         """Hand the content over if it is there; False while it is not.
@@ -172,19 +178,18 @@ class Publisher:
 
     # -- the helper
 
-    def _start(self, node: Node) -> int:
+    def _start(self, node: Node, supervisor: int, *, asked: bool = True) -> int:
         """Fork the helper that builds; its process id."""
         self._on_build()
-        supervisor = os.getppid()
         try:
-            pid = spawn(lambda: self._build(node, supervisor), on_parent_death=_ORPHANED)
+            pid = spawn(lambda: self._build(node, supervisor, asked=asked), on_parent_death=_ORPHANED)
         except OSError:
             self._update(node.ino, State.EMPTY, pid=0)
             raise
         self._update(node.ino, State.BUILDING, pid=pid)
         return pid
 
-    def _build(self, node: Node, supervisor: int) -> int:
+    def _build(self, node: Node, supervisor: int, *, asked: bool) -> int:
         """What the helper does."""
         self._loop.close()  # else requests of a dead worker, or a mount without any, would not end before we do
         end_unless_adopted(supervisor, _ORPHANED)
@@ -192,6 +197,9 @@ class Publisher:
         try:
             data = node.build()
         except DumpfsError as exc:
+            if not asked:
+                self._update(node.ino, State.EMPTY, pid=0)
+                return 0
             _LOG.warning("%s", exc.message)
             self._finish(node.ino, State.FAILED, exc.message.encode("utf-8", "backslashreplace"), exc.errno)
         except Exception:  # noqa: BLE001  # the waiting requests must hear of it

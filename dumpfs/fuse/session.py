@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyfuse3
-import trio
 
 from dumpfs.errors import DumpfsError, MountError
 from dumpfs.fuse.adapter import Adapter, TreeLike
@@ -43,6 +42,7 @@ class Session:
         options: how to mount.
         name: what the table of mounts calls the source: the dump's path.
         total_bytes: size of the dump's files.
+        ahead: names in the root of slow files to build before anybody asks.
         debug: have libfuse print every request on stderr.
     """
 
@@ -55,6 +55,7 @@ class Session:
         *,
         name: str,
         total_bytes: int = 0,
+        ahead: Sequence[str] = (),
         debug: bool = False,
     ) -> None:
         self._mount_point = mount_point
@@ -62,11 +63,11 @@ class Session:
         self._name = name
         self._debug = debug
         self._tree = tree
+        self._ahead = ahead
         self._counters = counters
         self._loop = EventLoop()
         self._device = ""
         self._greeted = False
-        self._greeting = trio.CancelScope()
         self._adapter = Adapter(tree, counters, options, self._loop, total_bytes=total_bytes, on_init=self._on_greeting)
 
     def mount(self) -> None:
@@ -76,14 +77,14 @@ class Session:
             MountError: it did not work; nothing is mounted then.
         """
         block_signals()
-        self._warm_up()
+        self._begin()
         self._loop.install()
         with _captured_stderr() as printed:
             try:
                 pyfuse3.init(self._adapter, self._mount_point, self._fuse_options())
             except RuntimeError as exc:
                 raise mount_failure(self._mount_point, printed()) from exc
-        trio.run(self._answer_greeting)
+        self._loop.tasks.run(pyfuse3.main, timeout=_ANSWER_SECONDS)
         if not self._greeted:
             pyfuse3.close(unmount=True)
             raise MountError(f"{self._mount_point}: the kernel did not greet the new mount")
@@ -95,8 +96,19 @@ class Session:
         """Files that could not be built, by inode number, with the reason; any worker may ask."""
         return self._adapter.failures()
 
+    def _begin(self) -> None:
+        """Find out what the first request of anybody needs, the root's attributes; helpers begin with what is slow."""
+        try:
+            self._tree.root.subdirectories()
+            for name in self._ahead:
+                node = self._tree.root.lookup(name)
+                if node is not None:
+                    self._adapter.begin(node)
+        except (DumpfsError, OSError) as exc:
+            _LOG.warning("%s", exc)
+
     def _warm_up(self) -> None:
-        """List the root before workers are forked, so that each need not find out the same things."""
+        """List the root, so that workers forked from now on need not each find out the same things."""
         try:
             for _ in self._tree.root.entries(0):
                 pass
@@ -113,13 +125,9 @@ class Session:
             found.add("debug")
         return found
 
-    async def _answer_greeting(self) -> None:
-        with trio.move_on_after(_ANSWER_SECONDS) as self._greeting:
-            await pyfuse3.main()
-
     def _on_greeting(self) -> None:
         self._greeted = True
-        self._greeting.cancel()
+        self._loop.tasks.stop()
 
     def serve(self, on_ready: Callable[[], None]) -> int:
         """Answer requests until the mount ends; the exit code. `on_ready` is called once the mount answers.
@@ -131,10 +139,14 @@ class Session:
         reader = self._adapter if AVAILABLE and not self._debug else None  # libfuse's debug wants all requests
         workers = Workers(self._options.workers, self._loop, self._counters, reader)
         try:
-            workers.start()
+            # The first worker answers while we load all views, 30 ms, for the others.
+            workers.start(1)
             self._probe(workers)
             _LOG.info("%s is mounted on %s", self._name, self._mount_point)
             on_ready()  # now the command ends, and its user may look into the log
+            self._warm_up()
+            gc.freeze()
+            workers.start()
             reason = workers.supervise()
             _LOG.info("%s: the mount ends: %s", self._mount_point, reason)
         finally:

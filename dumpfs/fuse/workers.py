@@ -30,8 +30,6 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-import trio
-
 from dumpfs.fuse.eventloop import EventLoop
 from dumpfs.fuse.mounts import FUSE_DEVICE
 from dumpfs.fuse.process import adopt_orphans, render_exit, spawn
@@ -100,11 +98,13 @@ class Workers:
         """Process ids of the workers."""
         return tuple(self._slots)
 
-    def start(self) -> None:
-        """Fork them all."""
+    def start(self, count: int | None = None) -> None:
+        """Fork them all, or the first `count`; those that run already stay."""
         adopt_orphans()  # helpers whose worker died
-        for slot in self._devices:
-            self._fork(slot)
+        running = set(self._slots.values())
+        for slot in tuple(self._devices)[:count]:
+            if slot not in running:
+                self._fork(slot)
 
     def _fork(self, slot: int) -> None:
         self._asked[slot] = self._counters.asked(slot)
@@ -156,9 +156,9 @@ class Workers:
         if self._reader is not None:
             self._loop.take_over(os.dup(self._loop.fd), self._reader, self._counters)
         try:
-            trio.run(self._loop.main, _MAX_TASKS)
-        except (OSError, BaseExceptionGroup) as exc:
-            if not _is_abort(exc):
+            self._loop.run(_MAX_TASKS)
+        except OSError as exc:
+            if exc.errno != errno.ECONNABORTED:
                 raise
             return Exit.ABORTED
         return Exit.UNMOUNTED
@@ -296,12 +296,6 @@ def _killed_for_memory() -> int:
             return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
     except OSError:
         return 0
-
-
-def _is_abort(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return any(map(_is_abort, exc.exceptions))
-    return isinstance(exc, OSError) and exc.errno == errno.ECONNABORTED
 
 
 def block_signals() -> None:

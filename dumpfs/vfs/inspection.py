@@ -12,11 +12,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from dumpfs.errors import DumpfsError
-from dumpfs.linux.inspect import Inspector
-from dumpfs.linux.kernel import Kernel, find_kernel
 
 if TYPE_CHECKING:
     from dumpfs.linux.debugfile import DebugFile
+    from dumpfs.linux.inspect import Inspector
+    from dumpfs.linux.kernel import Kernel
     from dumpfs.vfs.context import Dump
 
 
@@ -64,6 +64,8 @@ class Inspection:
             return self._inspector
 
     def _make(self, kernel: Kernel) -> Inspector:
+        from dumpfs.linux.inspect import Inspector  # with all that reads a kernel; only to look into it
+
         self.open_debug_file()
         return Inspector(kernel, self._debug)
 
@@ -128,6 +130,8 @@ class Inspection:
         """The kernel that another process found by searching memory for VMCOREINFO; searching again is saved."""
         if text is None:
             return kernel
+        from dumpfs.linux.kernel import find_kernel
+
         options = kernel.options
         try:
             return find_kernel(

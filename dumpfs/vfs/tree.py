@@ -86,10 +86,10 @@ class FixedDir(DirNode):
     path: str
     """'' for the root."""
 
-    def _children(self) -> Iterator[tuple[int, str, Node]]:
+    def _children(self, *, files: bool = True) -> Iterator[tuple[int, str, Node]]:
         prefix = f"{self.path}/" if self.path else ""
         for position, path in enumerate(self.tree.paths[1:], 1):
-            if path.startswith(prefix) and "/" not in path[len(prefix) :]:
+            if path.startswith(prefix) and "/" not in path[len(prefix) :] and (files or self.tree.is_directory(path)):
                 node = self.tree.at(path)
                 if node is not None:
                     yield position, path[len(prefix) :], node
@@ -106,7 +106,7 @@ class FixedDir(DirNode):
 
     def subdirectories(self) -> int:
         """See `DirNode.subdirectories`."""
-        return sum(1 for _, _, node in self._children() if isinstance(node, DirNode))
+        return sum(1 for _, _, node in self._children(files=False) if isinstance(node, DirNode))
 
 
 class Tree:
@@ -145,6 +145,11 @@ class Tree:
             return None
         node = self._nodes[path] = self._make(path)
         return node
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a path of the fixed tree is a directory, offered or not; loads no view."""
+        row = self._rows.get(path)
+        return row is None or row.space > 0
 
     def _make(self, path: str) -> Node | None:
         row = self._rows.get(path)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from dumpfs.fuse.options import MountOptions
+
 BIN = Path(sys.executable).parent
 DUMPFS = str(BIN / "dumpfs")
 FAKE_MOUNT = str(Path(__file__).with_name("fake_mount.py"))
@@ -108,7 +110,14 @@ class Mounter:
         # No pipe: what the command leaves running must not hold it.
         done = run(*command, *texts, *parts, path, timeout=SECONDS)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        self.wait_for_workers(path, options)
         return path
+
+    def wait_for_workers(self, path: Path, options: Sequence[str]) -> None:
+        """Return when all workers are there: a mount answers before."""
+        said = [text.removeprefix("workers=") for text in options if text.startswith("workers=")]
+        count = int(said[-1]) if said else MountOptions().workers
+        wait_until(lambda: len(self.processes(path)) > count, "all workers are there")
 
     def log_file(self, path: Path) -> Path:
         """The log of the mount at `path`."""
@@ -179,6 +188,8 @@ def foreground(mount: Mounter) -> Iterator[Callable[..., tuple[subprocess.Popen[
         )
         started.append(process)
         wait_until(lambda: process.poll() is not None or is_mounted(path), "mounted")
+        if process.poll() is None:
+            mount.wait_for_workers(path, options)
         return process, path
 
     yield start

@@ -126,3 +126,10 @@ def test_helper_that_keeps_dying_gives_the_file_up(mount):
             (tree / "slow-dies").read_bytes()
         assert failure.value.errno == errno.EIO
     assert len(builders(tree, "dies")) == 3
+
+
+def test_log_is_built_before_anybody_asks(mount, data):
+    tree = mount(data("mkd-raw-d31.kdump"))
+    assert "views_built: 1\n" in (tree / "status").read_text()
+    assert "Kernel panic" in (tree / "dmesg").read_text()
+    assert "views_built: 1\n" in (tree / "status").read_text()

@@ -64,7 +64,7 @@ THIRD_PARTY = {
     "elftools": ["dumpfs.memory.virtual", "dumpfs.arch", "dumpfs.linux"],
     "numpy": ["dumpfs.linux.pageclass", "dumpfs.writer"],
     "pyfuse3": ["dumpfs.fuse"],
-    "trio": ["dumpfs.fuse", "dumpfs.writer.pipeline"],
+    "trio": [],
     "rich": ["dumpfs.cli.progress"],
 }
 """Which modules or packages may import it; the mount's own path stays free of numpy, which takes 0.15 s to load."""
@@ -205,3 +205,48 @@ def test_opening_an_image_loads_no_fuse_and_no_numpy():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     assert not loaded & {"pyfuse3", "trio", "numpy"}
+
+
+def loaded_by(program: str) -> set[str]:
+    """Modules that a program has loaded in the end."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_what_serves_a_mount_loads_neither_trio_nor_the_metadata_of_packages():
+    loaded = loaded_by(
+        "import sys; from dumpfs.fuse.binding import load_pyfuse3; load_pyfuse3(); import dumpfs.fuse.session"
+    )
+    assert "pyfuse3" in loaded
+    assert not loaded & {"trio", "asyncio", "ssl", "hashlib", "email", "importlib.metadata", "numpy", "subprocess"}
+
+
+def test_stand_ins_for_what_pyfuse3_imports_are_gone_afterwards():
+    loaded_by(
+        "import sys; from dumpfs.fuse.binding import load_pyfuse3; load_pyfuse3()\n"
+        "import trio, importlib.metadata\n"
+        "assert trio.run and importlib.metadata.version('pyfuse3')"
+    )
+
+
+def test_a_trio_that_is_loaded_already_stays():
+    loaded_by(
+        "import sys, trio; from dumpfs.fuse.binding import load_pyfuse3; load_pyfuse3()\n"
+        "assert sys.modules['trio'] is trio"
+    )
+
+
+def test_unmounting_loads_little():
+    loaded = loaded_by("import sys; sys.argv[0] = 'dumpfs'; import dumpfs.cli.main as m; m.verb_parser('umount')")
+    assert not loaded & {"dataclasses", "inspect", "shutil", "subprocess", "logging", "ctypes", "pyfuse3", "dumpfs.vfs"}
+
+
+def test_directories_of_the_root_are_counted_without_what_looks_into_a_kernel():
+    loaded = loaded_by("import sys, dumpfs.vfs.views.tasks, dumpfs.vfs.views.cpus, dumpfs.vfs.views.pages")
+    assert not {name for name in loaded if name.startswith("dumpfs.linux.")}

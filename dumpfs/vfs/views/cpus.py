@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs.errors import ViewError
-from dumpfs.linux.inspect import MAX_CPUS, Inspector
-from dumpfs.linux.procfs import render_registers, render_stack
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile
 from dumpfs.vfs.views.tasks import InsideDir
+
+if TYPE_CHECKING:
+    from dumpfs.linux.inspect import Inspector
 
 SPACE = 2
 _SHIFT = 4
@@ -29,10 +30,18 @@ def _prstatus(inspector: Inspector, cpu: int) -> bytes:
 
 
 def _registers(inspector: Inspector, cpu: int) -> bytes:
+    from dumpfs.linux.procfs import render_registers
+
     registers = inspector.cpu_registers(cpu)
     if registers is None:
         raise ViewError(f"the dump has no registers of processor {cpu}")
     return render_registers(registers, inspector.kernel.word_size)
+
+
+def _stack(inspector: Inspector, cpu: int) -> bytes:
+    from dumpfs.linux.procfs import render_stack
+
+    return render_stack(inspector, inspector.need_running(cpu))
 
 
 def _task(inspector: Inspector, cpu: int) -> bytes:
@@ -43,7 +52,7 @@ def _task(inspector: Inspector, cpu: int) -> bytes:
 FILES: Mapping[str, Callable[[Inspector, int], bytes]] = {
     "prstatus": _prstatus,
     "registers": _registers,
-    "stack": lambda inspector, cpu: render_stack(inspector, inspector.need_running(cpu)),
+    "stack": _stack,
     "task": _task,
 }
 """Name of a file to what renders it; a file's number is its place here. New ones go to the end."""
@@ -115,6 +124,8 @@ class CpusDir(InsideDir):
 
 
 def _node(dump: Dump, cpu: int, number: int) -> Node:
+    from dumpfs.linux.inspect import MAX_CPUS
+
     if cpu >= MAX_CPUS or number > len(_NAMES):
         raise LookupError(f"no processor {cpu} or no file {number} of it")
     ino = make_ino(SPACE, cpu << _SHIFT | number)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dumpfs.linux.inspect import Inspector
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import Node
 from dumpfs.vfs.views.base import BuiltFile, RenderedFile
+
+if TYPE_CHECKING:
+    from dumpfs.linux.inspect import Inspector
 
 
 def preparer(node: Node, dump: Dump) -> Node:

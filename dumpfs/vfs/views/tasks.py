@@ -8,38 +8,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs.errors import DumpfsError
-from dumpfs.linux import procfs
-from dumpfs.linux.inspect import Inspector
-from dumpfs.linux.tasks import PID_MAX_LIMIT, Task
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile, preparer
+
+if TYPE_CHECKING:
+    from dumpfs.linux.inspect import Inspector
+    from dumpfs.linux.tasks import Task
 
 SPACE = 3
 _SHIFT = 6
 _PROCESS, _THREADS, _THREAD = 0, 32, 33
 
-_Render = Callable[[Inspector, Task], bytes]
+_Render = Callable[["Inspector", "Task"], bytes]
+
+
+def _procfs(name: str) -> _Render:
+    """A function of a module that is loaded when somebody looks into a task: the root is listed without it."""
+
+    def render(inspector: Inspector, task: Task) -> bytes:
+        function: _Render = getattr(import_module("dumpfs.linux.procfs"), name)
+        return function(inspector, task)
+
+    return render
 
 
 def _registers(inspector: Inspector, task: Task) -> bytes:
-    return procfs.render_registers(inspector.registers(task), inspector.kernel.word_size)
+    from dumpfs.linux.procfs import render_registers
+
+    return render_registers(inspector.registers(task), inspector.kernel.word_size)
 
 
 def _status(inspector: Inspector, task: Task) -> bytes:
+    from dumpfs.linux.procfs import render_status
+
     threads = inspector.processes.get(task.tgid, ())
-    return procfs.render_status(inspector, task, len(threads))
+    return render_status(inspector, task, len(threads))
+
+
+def _comm(_: Inspector, task: Task) -> bytes:
+    from dumpfs.linux.procfs import render_comm
+
+    return render_comm(task)
 
 
 FILES: Mapping[str, _Render] = {
-    "cmdline": procfs.read_task_cmdline,
-    "comm": lambda _, task: procfs.render_comm(task),
-    "maps": procfs.render_maps,
+    "cmdline": _procfs("read_task_cmdline"),
+    "comm": _comm,
+    "maps": _procfs("render_maps"),
     "registers": _registers,
-    "stack": procfs.render_stack,
+    "stack": _procfs("render_stack"),
     "status": _status,
 }
 """Name of a file to what renders it; a file's number is its place here. New ones go to the end."""
@@ -202,4 +224,6 @@ def _parse_pid(name: str) -> int | None:
     if not name.isascii() or not name.isdigit() or len(name) > 10 or name[0] == "0":
         return None
     pid = int(name)
+    from dumpfs.linux.tasks import PID_MAX_LIMIT
+
     return pid if pid <= PID_MAX_LIMIT else None
