@@ -156,7 +156,7 @@ class FrameSection:
         word, order = self.word_size, self.byteorder
         steps, kinds, pieces = self._steps, self._kinds, self._pieces
         for start, stop, kind, rows in coverages:
-            cie = kinds.get(kind) or self._add_kind(kind)
+            cie = kinds.get(kind) or self.cie(kind)
             program = [cie, start.to_bytes(word, order), (stop - start).to_bytes(word, order), _AUGMENTED[kind.signal]]
             size = 8 + 2 * word + kind.signal
             here = start
@@ -176,16 +176,27 @@ class FrameSection:
             pieces.append(bytes(padding))  # DW_CFA_nop is 0
             self._size += size + padding
 
-    def _add_kind(self, kind: FrameKind) -> bytes:
-        """Append a CIE; its offset as FDEs have it."""
+    def append(self, records: bytes) -> None:
+        """Append whole records, made elsewhere of offsets that `cie` told."""
+        self._pieces.append(records)
+        self._size += len(records)
+
+    def has(self, kind: FrameKind) -> bool:
+        """Whether there is a CIE of that kind."""
+        return kind in self._kinds
+
+    def cie(self, kind: FrameKind) -> bytes:
+        """Offset of a kind's CIE, as FDEs have it; one is appended when there is none."""
+        offset = self._kinds.get(kind)
+        if offset is not None:
+            return offset
         offset = self._kinds[kind] = self._size.to_bytes(4, self.byteorder)
         augmentation = b"zS\0" if kind.signal else b"\0"
         body = _CIE_ID.to_bytes(4, self.byteorder) + bytes((_CIE_VERSION,)) + augmentation
         body += bytes((self.word_size, 0)) + uleb(1) + sleb(DATA_ALIGN) + uleb(kind.return_register)
         body += _AUGMENTED[kind.signal] + kind.rules
         body += bytes(-(len(body) + 4) % self.word_size)
-        self._pieces.append(len(body).to_bytes(4, self.byteorder) + body)
-        self._size += 4 + len(body)
+        self.append(len(body).to_bytes(4, self.byteorder) + body)
         return offset
 
     def build(self) -> bytes:

@@ -10,12 +10,15 @@ end of a stack stops without a word instead of guessing on.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+
 from dumpfs.elf.callframes import Coverage, FrameSection, def_cfa
-from dumpfs.elf.orcframes import CALL, END, SYSTEM_CALL_ENTRIES, orc_coverages
+from dumpfs.elf.framerows import FrameRows, add_rows
+from dumpfs.elf.orcframes import CALL, END, SYSTEM_CALL_ENTRIES, Functions, orc_rows, sorted_set
 from dumpfs.elf.pointerframes import pointer_coverages
 from dumpfs.elf.symbolfile import Region, SymbolFile, SymbolTable
 from dumpfs.errors import DumpfsError, ViewError
@@ -175,21 +178,22 @@ def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) 
     kernel = inspector.kernel
     section = FrameSection(kernel.word_size, kernel.byteorder)
     if kernel.machine == "x86_64" and inspector.code.has_orc:
-        known: list[tuple[int, int]] = []
-        for coverages in _orc(inspector, modules):
-            section.add(_noted(coverages, known))
-        section.add(_learned(inspector, sorted(known)))
+        known = [np.empty((2, 0), np.uint64)]
+        for rows in _orc(inspector, modules):
+            add_rows(section, rows)
+            known.append(np.stack((rows.starts, rows.stops)))
+        section.add(_learned(inspector, np.concatenate(known, axis=1)))
     else:
-        functions = list(_functions(inspector.kallsyms.addresses, inspector.code.ranges))
-        for module, rows in modules:
-            functions += _module_functions(module, rows)
+        functions = _pairs(_functions(inspector.kallsyms.addresses, inspector.code.ranges))
+        for module, symbols in modules:
+            functions += _pairs(_module_functions(module, symbols))
         section.add(pointer_coverages(inspector, sorted(functions)))
     if kernel.machine == "x86_64":
         section.add([Coverage(_USER_START, _USER_STOP, END, ((_USER_START, b""),))])
     return section.build()
 
 
-def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterator[Iterable[Coverage]]:
+def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterator[FrameRows]:
     """FDEs by the ORC tables of the kernel and of each module."""
     code = inspector.code
     if code.orc_format is None:
@@ -201,44 +205,46 @@ def _orc(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> Iterat
         found = (inspector.kallsyms.address(name) for name in SYSTEM_CALL_ENTRIES)
         ends = frozenset(address for address in found if address is not None)
         functions = _functions(inspector.kallsyms.addresses, code.ranges)
-        yield orc_coverages(code.kernel_orc, decode, functions, ends)
+        yield from orc_rows(code.kernel_orc, decode, functions, ends)
     for module, rows in modules:
         table = code.module_orc(module)
         if table is not None and len(table) <= left:
             left -= len(table)
-            yield orc_coverages(table, decode, _module_functions(module, rows))
+            yield from orc_rows(table, decode, _module_functions(module, rows))
 
 
-def _noted(coverages: Iterable[Coverage], known: list[tuple[int, int]]) -> Iterator[Coverage]:
-    """The FDEs, whose bounds are noted as they pass; keeping them all would cost as much as making them."""
-    for coverage in coverages:
-        known.append((coverage.start, coverage.stop))
-        yield coverage
-
-
-def _module_functions(module: Module, rows: Rows) -> Iterator[tuple[int, int]]:
+def _module_functions(module: Module, rows: Rows) -> Functions:
     ranges = [(start, start + size) for start, size in module.ranges]
-    return _functions([row[0] for row in rows if row[1] in _CODE_LETTERS], ranges)
+    return _functions([row[0] & _TOP - 1 for row in rows if row[1] in _CODE_LETTERS], ranges)
 
 
-def _functions(addresses: Iterable[int], ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """[start, stop) of every function: from each address to the next, inside ranges of code."""
-    ordered = sorted(set(addresses))
+def _functions(addresses: Sequence[int], ranges: Iterable[tuple[int, int]]) -> Functions:
+    """Every function: from each address to the next, inside ranges of code."""
+    ordered = sorted_set(np.array(addresses, np.uint64))
+    starts, stops = [ordered[:0]], [ordered[:0]]
     for first, last in sorted(ranges):
-        if last - first > _MAX_CODE:
+        if not first < last < _TOP or last - first > _MAX_CODE:
             continue
-        inside = ordered[bisect_right(ordered, first - 1) : bisect_right(ordered, last - 1)]
-        yield from zip(inside, [*inside[1:], last], strict=False)
+        bounds = np.array((first, last), np.uint64)
+        low, high = np.searchsorted(ordered, bounds)
+        if low < high:
+            starts.append(ordered[low:high])
+            stops += ordered[low + 1 : high], bounds[1:]
+    return Functions(np.concatenate(starts), np.concatenate(stops))
 
 
-def _learned(inspector: Inspector, known: Sequence[tuple[int, int]]) -> Iterator[Coverage]:
+def _pairs(functions: Functions) -> list[tuple[int, int]]:
+    return list(zip(functions.starts.tolist(), functions.stops.tolist(), strict=True))
+
+
+def _learned(inspector: Inspector, known: npt.NDArray[np.uint64]) -> Iterator[Coverage]:
     """FDEs for functions of which ORC says nothing, but through which a processor's stack was walked all the same.
 
     `__crash_kexec`, in which dumping kernels end, is one: objtool takes it for a function that does not return.
 
     Args:
         inspector: of the kernel.
-        known: [start, stop) of what has FDEs, ascending.
+        known: starts and stops of what has FDEs.
     """
     learned: set[int] = set()
     try:
@@ -252,8 +258,8 @@ def _learned(inspector: Inspector, known: Sequence[tuple[int, int]]) -> Iterator
         except DumpfsError:
             continue  # a processor without registers; nothing can be learned of it
         for frame, caller in pairwise(frames):
-            index = bisect_right(known, (frame.lookup_pc, 1 << 64)) - 1
-            if index >= 0 and frame.lookup_pc < known[index][1]:
+            pc = np.uint64(frame.lookup_pc)
+            if ((known[0] <= pc) & (pc < known[1])).any():
                 continue
             coverage = _learn(inspector, frame, caller)
             if coverage is not None and coverage.start not in learned:

@@ -17,13 +17,14 @@ Sources: Linux arch/x86/kernel/unwind_orc.c (meaning of the entries), arch/x86/i
 
 from __future__ import annotations
 
-import sys
-from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from dumpfs.elf.callframes import (
     X86_64_REGISTERS,
-    Coverage,
     FrameKind,
     def_cfa,
     def_cfa_indirect,
@@ -32,6 +33,7 @@ from dumpfs.elf.callframes import (
     undefined,
     unsaved,
 )
+from dumpfs.elf.framerows import Addresses, FrameRows, Numbers, RowMenu
 from dumpfs.linux.orc import ENTRY_SIZE, OrcEntry, OrcReg, OrcTable, OrcType
 
 _RBP, _RSP, _RIP = (X86_64_REGISTERS[name] for name in ("rbp", "rsp", "rip"))
@@ -93,7 +95,21 @@ _KINDS = {OrcType.CALL: CALL, OrcType.END_OF_STACK: END, OrcType.REGS: REGS, Orc
 _ADDED = {OrcType.CALL: 0, OrcType.REGS: _PT_REGS_SIZE, OrcType.REGS_PARTIAL: 8 * len(_HARDWARE_FRAME)}
 """From what an entry tells the address of to the CFA, bytes."""
 
+_AT_ONCE = 1 << 13
+"""Functions whose rows are made at once: they have some 64,000 and take half a megabyte a column."""
+_NOTHING, _END_ROW = -1, 0
+"""Numbers of rows: of an entry that says nothing, and of the row that says that nothing called."""
+
 Row = tuple[OrcType, bytes]
+
+_N = TypeVar("_N", np.int64, np.uint64)
+
+
+class Functions(NamedTuple):
+    """Where functions are; ascending and disjoint."""
+
+    starts: Addresses
+    stops: Addresses
 
 
 def translate(entry: OrcEntry) -> Row | None:
@@ -123,13 +139,13 @@ def translate(entry: OrcEntry) -> Row | None:
     return entry.type, frame + unsaved(_RBP)
 
 
-def orc_coverages(
+def orc_rows(
     table: OrcTable,
     decode: Callable[[bytes], OrcEntry],
-    functions: Iterable[tuple[int, int]],
-    ends: Container[int] = (),
-) -> Iterator[Coverage]:
-    """FDEs for what a table covers.
+    functions: Functions,
+    ends: Collection[int] = (),
+) -> Iterator[FrameRows]:
+    """FDEs for what a table covers, in pieces of which each fits a processor's cache.
 
     Args:
         table: of the kernel or of a module.
@@ -137,49 +153,85 @@ def orc_coverages(
         functions: [start, stop) of each function, ascending and disjoint.
         ends: where those of the functions start that nothing calls, whatever the table says.
     """
-    places, entries = _unfold(table)
-    known = {entry: translate(decode(entry)) for entry in set(entries)}
-    position, count = 0, len(places)
-    for start, end in functions:
-        while position < count and places[position] <= start:
-            position += 1
-        if start in ends:
-            yield Coverage(start, end, END, ((start, b""),))
-            continue
-        kind: OrcType | None = None
-        rows: list[tuple[int, bytes]] = []
-        begin = place = start
-        last = None
-        index = position - 1  # what holds at its start may have begun before it
-        while place < end:
-            row = known[entries[index]] if index >= 0 else None
-            if row is not None and row != last:
-                if row[0] is not kind:
-                    if kind is not None:
-                        yield Coverage(begin, place, _KINDS[kind], rows)
-                    kind, rows, begin = row[0], [], place
-                rows.append((place, row[1]))
-                last = row
-            index += 1
-            if index >= count:
-                break
-            place = places[index]
-        position = max(index, 0)
-        if kind is not None:
-            yield Coverage(begin, end, _KINDS[kind], rows)
+    origin, places, numbers, menu = _read_rows(table, decode)
+    no_callers = np.zeros(len(functions.starts), np.bool_)
+    for end in ends:  # a dozen; np.isin would first import half of numpy
+        no_callers |= functions.starts == np.uint64(end)
+    for first in range(0, len(functions.starts), _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        # Counted from the table's place, addresses are signed numbers, and ascend wherever the kernel is.
+        starts = (functions.starts[some] - origin).view(np.int64)
+        stops = (functions.stops[some] - origin).view(np.int64)
+        yield _rows_of_functions(origin, places, numbers, menu, starts, stops, no_callers[some])
 
 
-def _unfold(table: OrcTable) -> tuple[list[int], list[bytes]]:
-    """Addresses of a table's entries, ascending, and the entries; of several for one address the last counts."""
-    raw_base, raw_ips, raw = table.freeze()
-    base = int.from_bytes(raw_base, "little")
-    ips = array("i")
-    ips.frombytes(raw_ips)
-    assert ips.itemsize == 4, sys.byteorder
-    places = [base + 4 * index + ip for index, ip in enumerate(ips)]
-    entries = [raw[at : at + ENTRY_SIZE] for at in range(0, len(raw), ENTRY_SIZE)]
-    if any(map(int.__ge__, places[:-1], places[1:])):
-        unique = dict(zip(places, entries, strict=True))
-        places = sorted(unique)
-        entries = [unique[place] for place in places]
-    return places, entries
+def _rows_of_functions(
+    origin: np.uint64,
+    places: Numbers,
+    numbers: Numbers,
+    menu: RowMenu,
+    starts: Numbers,
+    stops: Numbers,
+    no_callers: npt.NDArray[np.bool_],
+) -> FrameRows:
+    """FDEs of functions; `no_callers` tells which of them nothing calls."""
+    # For each function, what holds at its start, which may have begun before it, and then every entry inside.
+    low = np.searchsorted(places, starts, side="right")
+    counts = np.where(no_callers, 0, np.maximum(np.searchsorted(places, stops, side="left") - low, 0)) + 1
+    heads = np.cumsum(counts) - counts
+    owners = np.repeat(np.arange(len(starts)), counts)
+    entries = np.arange(len(owners)) + (low - 1 - heads)[owners]
+    where, rows = places[entries], numbers[entries]
+    where[heads] = starts
+    rows[heads[no_callers]] = _END_ROW
+    # What says nothing, and what says the same as the row before it, is left out.
+    said = np.flatnonzero(rows != _NOTHING)
+    where, rows, owners = where[said], rows[said], owners[said]
+    new = _differs(owners)
+    kept = np.flatnonzero(new | _differs(rows))
+    where, rows, owners = where[kept], rows[kept], owners[kept]
+    firsts = np.flatnonzero(new[kept] | _differs(menu.kind[rows]))
+    # An FDE ends with its function, or where the function's next one begins.
+    last = _differs(owners[firsts][::-1])[::-1]
+    ends = np.where(last, stops[owners[firsts]], np.roll(where[firsts], -1))
+    return FrameRows(menu, where.view(np.uint64) + origin, rows, firsts, ends.view(np.uint64) + origin)
+
+
+def sorted_set(values: npt.NDArray[_N]) -> npt.NDArray[_N]:
+    """The different values, ascending; np.unique hashes them, which takes ten times as long where most are in order."""
+    ordered = np.sort(values)
+    return ordered[_differs(ordered)]
+
+
+def _differs(values: npt.NDArray[_N]) -> npt.NDArray[np.bool_]:
+    """Of each value, whether it is another than the one before; True for the first."""
+    out = np.ones(len(values), np.bool_)
+    np.not_equal(values[1:], values[:-1], out=out[1:])
+    return out
+
+
+def _read_rows(table: OrcTable, decode: Callable[[bytes], OrcEntry]) -> tuple[np.uint64, Numbers, Numbers, RowMenu]:
+    """A table's address, distances from there of its entries, ascending, their rows' numbers, and the rows.
+
+    Of several entries for one place the last counts.
+    """
+    base, raw_ips, raw = table.freeze()
+    ips = np.frombuffer(raw_ips, np.int32)
+    parts = np.frombuffer(raw, "<u2").reshape(len(ips), ENTRY_SIZE // 2).astype(np.int64)
+    places = ips + 4 * np.arange(len(ips))
+    codes = parts[:, 0] | parts[:, 1] << 16 | parts[:, 2] << 32
+    if (places[1:] <= places[:-1]).any():
+        order = np.argsort(places, kind="stable")
+        order = order[_differs(places[order][::-1])[::-1]]
+        places, codes = places[order], codes[order]
+    distinct = sorted_set(codes)
+    known: dict[Row, int] = {(OrcType.END_OF_STACK, b""): _END_ROW}
+    numbers = np.empty(len(distinct), np.int64)
+    for index, code in enumerate(distinct.tolist()):
+        row = translate(decode(code.to_bytes(ENTRY_SIZE, "little")))
+        numbers[index] = _NOTHING if row is None else known.setdefault(row, len(known))
+    menu = RowMenu([(_KINDS[kind], operations) for kind, operations in known])
+    # Before the first entry nothing is said.
+    places = np.concatenate(([np.iinfo(np.int64).min], places))
+    rows = np.concatenate(([_NOTHING], numbers[np.searchsorted(distinct, codes)]))
+    return np.uint64(int.from_bytes(base, "little")), places, rows, menu

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import re
 import struct
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from dumpfs.elf.layout import machine_number
 from dumpfs.elf.structs import (
@@ -36,6 +37,11 @@ from dumpfs.elf.structs import (
 from dumpfs.notes import build_note
 from dumpfs.structs import Abi, ByteOrder
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Records = npt.NDArray[np.void]
+
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 1, 2, 3, 7, 8
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
 SHN_ABS, SHN_LORESERVE = 0xFFF1, 0xFF00
@@ -51,6 +57,14 @@ _DEBUG_ABBREV = bytes((1, 0x11, 0, 0, 0, 0))
 _DWARF_VERSION = 4
 _BOUNDARY = re.compile(rb"_.*_(?:start|end|begin)|_?_?[se]?(?:init)?text")
 """Labels that a linker script sets between functions."""
+_CODE, _WEAK = "tTwWiI", "wWvV"
+_GLOBAL = "".join(filter(str.isupper, map(chr, range(256))))
+"""Letters of symbols, as nm has them."""
+_RECORDS = {
+    8: (("name", "u4"), ("info", "u1"), ("other", "u1"), ("section", "u2"), ("value", "u8"), ("size", "u8")),
+    4: (("name", "u4"), ("value", "u4"), ("size", "u4"), ("info", "u1"), ("other", "u1"), ("section", "u2")),
+}
+"""Elf64_Sym and Elf32_Sym, by word size."""
 
 
 class Region(NamedTuple):
@@ -147,37 +161,20 @@ class _Writer:
     def _symbols(self) -> tuple[bytes, bytes, int]:
         """Content of .symtab and .strtab, and the number of local symbols, which come first."""
         regions = self.file.regions[: MAX_SECTIONS - 16]
-        starts = [region.start for region in regions]
-        code = struct.Struct(self.abi.prefix + ("IBBHQQ" if self.file.word_size == 8 else "IIIBBH"))
-        wide = self.file.word_size == 8
-        local: list[bytes] = [bytes(code.size)]
-        others: list[bytes] = []
+        record = np.dtype([(name, self.abi.prefix + kind) for name, kind in _RECORDS[self.file.word_size]])
+        local = [np.zeros(1, record)]
+        others = []
         strings = [b"\0"]
         base = 1
         for table in self.file.tables:
-            ends = _next_addresses(table.addresses)
-            sized = _sized(table)
-            for number, (address, letter, name) in enumerate(
-                zip(table.addresses, table.types, table.names, strict=True)
-            ):
-                index = bisect_right(starts, address) - 1
-                kind, size, section = STT_NOTYPE, 0, SHN_ABS
-                if index >= 0 and address < regions[index].stop and letter not in "Aa":
-                    region = regions[index]
-                    section = index + 1
-                    if sized[address] == number:
-                        size = min(ends[address], region.stop) - address
-                        kind = STT_FUNC if region.code and letter in "tTwWiI" else STT_OBJECT
-                bind = STB_WEAK if letter in "wWvV" else STB_GLOBAL if letter.isupper() else STB_LOCAL
-                info = bind << 4 | kind
-                if wide:
-                    row = code.pack(base + name, info, 0, section, address, size)
-                else:
-                    row = code.pack(base + name, address, size, info, 0, section)
-                (others if bind else local).append(row)
+            rows = _records(table, regions, record, base)
+            is_local = rows["info"] >> 4 == STB_LOCAL
+            local.append(rows[is_local])
+            others.append(rows[~is_local])
             strings.append(table.strings)
             base += len(table.strings)
-        return b"".join(local + others), b"".join(strings), len(local)
+        table_bytes = b"".join([rows.tobytes() for rows in (*local, *others)])
+        return table_bytes, b"".join(strings), sum(map(len, local))
 
     def _lay_out(self) -> bytes:
         abi, file = self.abi, self.file
@@ -238,19 +235,53 @@ class _Writer:
         return bytes(out)
 
 
-def _next_addresses(addresses: Sequence[int]) -> dict[int, int]:
-    """Each address to the next higher one; the highest to the end of everything."""
-    ordered = sorted(set(addresses))
-    return dict(zip(ordered, [*ordered[1:], 1 << 64], strict=True)) if ordered else {}
+def _records(table: SymbolTable, regions: Sequence[Region], record: np.dtype[np.void], base: int) -> Records:
+    """The symbols of a table, whose strings begin at `base`."""
+    addresses = np.array(table.addresses, np.uint64)
+    letters = np.frombuffer(table.types.encode("latin-1", "replace"), np.uint8)
+    rows = np.zeros(len(addresses), record)
+    rows["name"] = np.array(table.names, np.int64) + base
+    rows["value"] = addresses
+    starts = np.array([0, *(region.start for region in regions)], np.uint64)
+    lasts = np.array([0, *(region.stop - 1 for region in regions)], np.uint64)
+    is_code = np.array([False, *(region.code for region in regions)])
+    # A region's number is its section's; 0 stands for no region.
+    section = np.searchsorted(starts[1:], addresses, side="right")
+    inside = (section > 0) & (addresses <= lasts[section]) & ~_lookup("Aa")[letters]
+    rows["section"] = np.where(inside, section, SHN_ABS)
+    sized = inside & _sized(table, addresses)
+    ends = np.minimum(_last_addresses(addresses), lasts[section])
+    rows["size"] = np.where(sized, ends - addresses + np.uint64(1), np.uint64(0))
+    kind = np.where(is_code[section] & _lookup(_CODE)[letters], STT_FUNC, STT_OBJECT)
+    bind = np.where(_lookup(_WEAK)[letters], STB_WEAK, np.where(_lookup(_GLOBAL)[letters], STB_GLOBAL, STB_LOCAL))
+    rows["info"] = bind << 4 | np.where(sized, kind, STT_NOTYPE)
+    return rows
 
 
-def _sized(table: SymbolTable) -> dict[int, int]:
-    """Each address to the index of the symbol that has a size there, which is the one that debuggers name.
+def _lookup(letters: str) -> npt.NDArray[np.bool_]:
+    """By code of a letter, whether it is among these."""
+    return np.array([chr(code) in letters for code in range(256)])
+
+
+def _last_addresses(addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Of each address, the last before the next higher one; of the highest, the last of all."""
+    ordered = np.sort(addresses)
+    lasts = np.append(ordered - np.uint64(1), np.uint64((1 << 64) - 1))
+    return lasts[np.searchsorted(ordered, addresses, side="right")]
+
+
+def _sized(table: SymbolTable, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether each symbol is the one that has a size at its address, which is the one that debuggers name.
 
     Labels that bound sections come last, then local and weak symbols; else the first one counts.
     """
+    order = np.argsort(addresses, kind="stable")
+    same = addresses[order[1:]] == addresses[order[:-1]]
+    sized = np.ones(len(addresses), np.bool_)
+    sized[order[1:][same]] = sized[order[:-1][same]] = False
     best: dict[int, tuple[int, int]] = {}
-    for number, (address, letter) in enumerate(zip(table.addresses, table.types, strict=True)):
+    for number in np.flatnonzero(~sized).tolist():
+        address, letter = table.addresses[number], table.types[number]
         rank = 0 if letter.isupper() and letter != "W" else 1
         known = best.get(address)
         if known is None:
@@ -262,7 +293,8 @@ def _sized(table: SymbolTable) -> dict[int, int]:
             rank += 2
         if rank < known[0]:
             best[address] = rank, number
-    return {address: number for address, (_, number) in best.items()}
+    sized[[number for _, number in best.values()]] = True
+    return sized
 
 
 def _is_boundary(table: SymbolTable, number: int) -> bool:

@@ -62,12 +62,20 @@ THIRD_PARTY = {
     "zstandard": ["dumpfs.codecs.zstd"],
     "fsspec": ["dumpfs.sources.remote"],
     "elftools": ["dumpfs.memory.virtual", "dumpfs.arch", "dumpfs.linux"],
-    "numpy": ["dumpfs.linux.pageclass", "dumpfs.writer"],
+    "numpy": [
+        "dumpfs.linux.pageclass",
+        "dumpfs.elf.framerows",
+        "dumpfs.elf.kernelfile",
+        "dumpfs.elf.orcframes",
+        "dumpfs.elf.symbolfile",
+        "dumpfs.writer",
+    ],
     "pyfuse3": ["dumpfs.fuse"],
     "trio": [],
     "rich": ["dumpfs.cli.progress"],
 }
-"""Which modules or packages may import it; the mount's own path stays free of numpy, which takes 0.15 s to load."""
+"""Which modules or packages may import it; the mount's own path stays free of numpy, which takes 0.15 s to load:
+what builds files imports it in a helper process."""
 
 MAX_LINES = 400
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumpfs.elf.callframes import FrameSection, def_cfa, def_cfa_indirect, saved_at_cfa, saved_at_register, unsaved
-from dumpfs.elf.orcframes import CALL, END, PARTIAL, REGS, orc_coverages, translate
+from dumpfs.elf import orcframes
+from dumpfs.elf.callframes import (
+    Coverage,
+    FrameSection,
+    def_cfa,
+    def_cfa_indirect,
+    saved_at_cfa,
+    saved_at_register,
+    unsaved,
+)
+from dumpfs.elf.framerows import add_rows
+from dumpfs.elf.orcframes import CALL, END, PARTIAL, REGS, Functions, orc_rows, translate
 from dumpfs.linux.orc import OrcEntry, OrcReg, OrcTable, OrcType
 
 RBP, RSP, R10 = 6, 7, 10
@@ -25,19 +37,57 @@ TRAPPED = OrcEntry(0, 0, OrcReg.SP, OrcReg.UNDEFINED, OrcType.REGS, True)
 IN_ENTERED, IN_PUSHED = def_cfa(RSP, 8) + unsaved(RBP), def_cfa(RSP, 16) + saved_at_cfa(RBP, -16)
 
 
-def cover(entries: list[tuple[int, OrcEntry]], functions: list[tuple[int, int]], **more):
-    """Coverages with offsets from TEXT."""
+KINDS = {OrcType.CALL: CALL, OrcType.END_OF_STACK: END, OrcType.REGS: REGS, OrcType.REGS_PARTIAL: PARTIAL}
+
+
+def make_rows(entries: list[tuple[int, OrcEntry]], functions: list[tuple[int, int]], ends=()):
+    """What `orc_rows` makes of entries and functions with offsets from TEXT."""
     ips = array("i", [TEXT + offset - BASE - 4 * i for i, (offset, _) in enumerate(entries)])
     raw = b"".join(struct.pack("<hhBB", i, 0, 0, 0) for i in range(len(entries)))
     table = OrcTable.thaw((BASE.to_bytes(8, "little"), ips.tobytes(), raw))
     kept = [entry for _, entry in entries]
-    found = orc_coverages(
-        table,
-        lambda data: kept[struct.unpack_from("<h", data)[0]],
-        [(TEXT + a, TEXT + b) for a, b in functions],
-        **more,
-    )
-    return [(c.start - TEXT, c.stop - TEXT, c.kind, [(at - TEXT, ops) for at, ops in c.rows]) for c in found]
+    bounds = np.array([(TEXT + start, TEXT + stop) for start, stop in functions], np.uint64).reshape(-1, 2)
+    decode = lambda data: kept[struct.unpack_from("<h", data)[0]]  # noqa: E731
+    return list(orc_rows(table, decode, Functions(bounds[:, 0], bounds[:, 1]), ends))
+
+
+def cover(entries: list[tuple[int, OrcEntry]], functions: list[tuple[int, int]], ends=()):
+    """FDEs with offsets from TEXT: start, stop, kind, rows."""
+    found = []
+    for piece in make_rows(entries, functions, ends):
+        last = [*piece.firsts.tolist(), len(piece.rows)][1:]
+        for first, after, stop in zip(piece.firsts.tolist(), last, piece.stops.tolist(), strict=True):
+            numbers = piece.rows[first:after]
+            places = [at - TEXT for at in piece.places[first:after].tolist()]
+            (kind,) = {piece.menu.kinds[number] for number in piece.menu.kind[numbers].tolist()}
+            texts = [bytes(piece.menu.columns[: piece.menu.sizes[number], number]) for number in numbers.tolist()]
+            found.append((places[0], stop - TEXT, kind, list(zip(places, texts, strict=True))))
+    return found
+
+
+def plain_cover(entries, functions, ends=()) -> Iterator[Coverage]:
+    """The same, thought out slowly: what holds at every single address."""
+    holds = dict(entries)  # the last of several for one place
+    for start, stop in functions:
+        rows: list[tuple[int, bytes]] = []
+        now = kind = begin = None
+        for place in range(start, stop):
+            before = [at for at in holds if at <= place] if place == start else [place] if place in holds else []
+            row = translate(holds[max(before)]) if before else None
+            if place == start and TEXT + start in ends:
+                row = (OrcType.END_OF_STACK, b"")
+            elif TEXT + start in ends:
+                row = None
+            if row is None or row == now:
+                continue
+            if kind is not None and row[0] is not kind:
+                yield Coverage(TEXT + begin, TEXT + place, KINDS[kind], rows)
+            if row[0] is not kind:
+                kind, begin, rows = row[0], place, []
+            rows.append((TEXT + place, row[1]))
+            now = row
+        if kind is not None:
+            yield Coverage(TEXT + begin, TEXT + stop, KINDS[kind], rows)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +196,53 @@ def test_any_table_makes_frames_inside_its_functions(entries, bounds):
         assert [place for place, _ in rows] == sorted(place for place, _ in rows)
         assert rows[0][0] == start
         at = stop
-    section = FrameSection(8, "little")
-    for start, stop, kind, rows in found:
-        section.add([(TEXT + start, TEXT + stop, kind, [(TEXT + place, ops) for place, ops in rows])])
-    section.build()
+
+
+def sections(entries, functions, ends=()) -> tuple[bytes, bytes]:
+    """The section made at once, and the one made row by row."""
+    quick, plain = FrameSection(8, "little"), FrameSection(8, "little")
+    for rows in make_rows(entries, functions, ends):
+        add_rows(quick, rows)
+    plain.add(plain_cover(entries, functions, ends))
+    return quick.build(), plain.build()
+
+
+@given(
+    st.lists(st.tuples(st.integers(-64, 700), ENTRIES), max_size=30),
+    st.lists(st.integers(0, 700), max_size=6),
+    st.booleans(),
+)
+def test_the_section_is_the_one_made_row_by_row(entries, bounds, ends):
+    functions = list(pairwise(sorted(set(bounds))))
+    quick, plain = sections(entries, functions, {TEXT + start for start, _ in functions[1:2] if ends})
+    assert quick == plain
+
+
+def test_functions_are_taken_in_pieces(monkeypatch):
+    entries = [(16 * n, (ENTERED, PUSHED, TRAPPED, ENDED)[n % 4]) for n in range(20)]
+    functions = [(32 * n, 32 * n + 32) for n in range(10)]
+    whole, plain = sections(entries, functions)
+    monkeypatch.setattr(orcframes, "_AT_ONCE", 3)
+    assert sections(entries, functions)[0] == whole == plain
+    assert len(make_rows(entries, functions)) == 4
+
+
+@pytest.mark.parametrize("distance", [1, 63, 64, 255, 256, 65535, 65536, 1 << 20])
+def test_advances_of_every_size(distance):
+    def section(quick: bool) -> bytes:
+        out = FrameSection(8, "little")
+        for rows in make_rows([(0, ENTERED), (distance, PUSHED)], [(0, distance + 1)]):
+            add_rows(out, rows)
+        if quick:
+            return out.build()
+        out = FrameSection(8, "little")
+        out.add([Coverage(TEXT, TEXT + distance + 1, CALL, [(TEXT, IN_ENTERED), (TEXT + distance, IN_PUSHED)])])
+        return out.build()
+
+    assert section(True) == section(False)
+
+
+def test_rows_are_for_targets_like_x86_64_only():
+    (rows,) = make_rows([(0, ENTERED)], [(0, 16)])
+    with pytest.raises(ValueError, match="little-endian"):
+        add_rows(FrameSection(8, "big"), rows)
