@@ -73,6 +73,8 @@ _EXTRA = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
 _EXTRA_EACH = {Kind.STRUCT: 3, Kind.UNION: 3, Kind.ENUM: 2, Kind.FUNC_PROTO: 2, Kind.DATASEC: 3, Kind.ENUM64: 3}
 """The same, for each of `vlen`."""
 _VLEN = 0xFFFF
+_MAX_STEPS = 1 << 16
+"""Different ones that are kept; real BTF has some thousand."""
 _KIND_FLAG = 1 << 31
 
 
@@ -310,27 +312,31 @@ def _sections(data: bytes) -> tuple[ByteOrder, bytes, bytes]:
     return order, data[types_at:types_end], strings
 
 
+class _Steps(dict[int, int]):
+    """The second word of a type to the words of all of it; most of those that occur do so often."""
+
+    def __missing__(self, info: int) -> int:
+        kind = info >> 24 & 0x1F
+        if not 0 < kind <= Kind.ENUM64:
+            raise CorruptDumpError("BTF", f"a type is of unknown kind {kind}")
+        step = 3 + _EXTRA.get(Kind(kind), 0) + _EXTRA_EACH.get(Kind(kind), 0) * (info & _VLEN)
+        if len(self) < _MAX_STEPS:
+            self[info] = step
+        return step
+
+
 def _index(words: array[int]) -> array[int]:
     """Word index of every type by number; entry 0 stands for void."""
-    fixed = [3] * 32
-    each = [0] * 32
-    for kind, extra in _EXTRA.items():
-        fixed[kind] += extra
-    for kind, extra in _EXTRA_EACH.items():
-        each[kind] = extra
-    starts = array("I", (0,))
+    starts = [0]
     append = starts.append
+    steps = _Steps()
     at, end = 0, len(words)
     try:
         while at < end:
             append(at)
-            info = words[at + 1]
-            kind_number = info >> 24 & 0x1F
-            if not 0 < kind_number <= Kind.ENUM64:
-                raise CorruptDumpError("BTF", f"type {len(starts) - 1} is of unknown kind {kind_number}")
-            at += fixed[kind_number] + each[kind_number] * (info & _VLEN)
+            at += steps[words[at + 1]]
     except IndexError:
         at = end + 1
     if at != end:
         raise TruncatedDumpError("BTF", f"type {len(starts) - 1} reaches past the end of the types")
-    return starts
+    return array("I", starts)

@@ -22,6 +22,8 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import itemgetter
 from typing import NamedTuple
 
 from dumpfs.errors import CorruptDumpError, DumpfsError, ViewError
@@ -31,6 +33,8 @@ from dumpfs.vmcoreinfo import Vmcoreinfo
 MAX_SYMBOLS = 4_000_000
 """Real kernels have under 300,000."""
 _MAX_NAMES = 64 << 20
+_MAX_TEXT = 256 << 20
+"""Bytes of all names, packed and not; real ones have 2 and 5 MB."""
 _TOKENS = 256
 _MAX_TOKEN_TABLE = 1 << 15
 _SEPARATOR = 0x100
@@ -71,17 +75,9 @@ class Kallsyms:
         self.origin = origin
         # One text and one array instead of an object per symbol: 170,000 names are 5 MB here and 20 MB as a dict.
         self._text = ("\n" + "\n".join(names) + "\n").encode("utf-8", "surrogateescape")
-        self._starts = array("I", bytes(4 * (len(names) + 1)))
-        position = 1
-        if self._text.isascii():
-            for index, name in enumerate(names):
-                self._starts[index] = position
-                position += len(name) + 1
-        else:
-            for index, name in enumerate(names):
-                self._starts[index] = position
-                position += len(name.encode("utf-8", "surrogateescape")) + 1
-        self._starts[len(names)] = position
+        coded = names if self._text.isascii() else [name.encode("utf-8", "surrogateescape") for name in names]
+        # The line feed before the names, and one behind each.
+        self._starts = array("I", accumulate(map((1).__add__, map(len, coded)), initial=1))
         self._order: array[int] | None = None
         self._sorted: array[int] | None = None
 
@@ -216,10 +212,10 @@ def read_kallsyms(space: AddressSpace, tables: KallsymsTables, stext: int | None
         raise CorruptDumpError("kallsyms", f"{count} symbols cannot be")
     tokens = read_tokens(space, tables)
     names = _read_names(space, tables, count, tokens)
-    types = "".join([name[:1] for name in names])
-    names = [name[1:] for name in names]
-    if len(types) != count:
+    if not all(names):
         raise CorruptDumpError("kallsyms", "a symbol without type and name")
+    types = "".join(map(itemgetter(0), names))
+    names = list(map(itemgetter(slice(1, None)), names))
     schemes = _read_addresses(space, tables, count)
     return Kallsyms(_choose(schemes, names, stext), names, types, origin)
 
@@ -260,11 +256,21 @@ def _read_names(space: AddressSpace, tables: KallsymsTables, count: int, tokens:
     if position > len(data):
         problem = blob.problem or CorruptDumpError("kallsyms", f"{count} names do not fit in {len(data)} bytes")
         raise problem
+    _check_size(data[:position], tokens)
     joined = chr(_SEPARATOR).join(parts).translate([*tokens, "\n"])
     names = joined.split("\n")
     if len(names) != count:
         raise CorruptDumpError("kallsyms", "names hold line feeds")
     return names
+
+
+def _check_size(data: bytes, tokens: Sequence[str]) -> None:
+    """Refuse tokens that would blow the names up to more than memory may hold."""
+    if len(data) * max(map(len, tokens)) <= _MAX_TEXT:
+        return
+    total = sum(data.count(number) * len(token) for number, token in enumerate(tokens))
+    if total > _MAX_TEXT:
+        raise CorruptDumpError("kallsyms", f"names of {total} bytes cannot be")
 
 
 class _NamesBlob:
@@ -299,7 +305,8 @@ def _read_addresses(space: AddressSpace, tables: KallsymsTables, count: int) -> 
         if tables.relative_base is not None:
             base = space.read_word(tables.relative_base)
             if any(map((0).__gt__, offsets)):
-                yield array("Q", [(o if o >= 0 else base - 1 - o) & mask for o in offsets])
+                before = base - 1
+                yield array("Q", [o if o >= 0 else before - o & mask for o in offsets])
             yield array("Q", [base + (o & 0xFFFFFFFF) & mask for o in offsets])
         places = range(tables.offsets, tables.offsets + 4 * count, 4)
         yield array("Q", [place + o & mask for place, o in zip(places, offsets, strict=True)])

@@ -105,6 +105,31 @@ def test_missing_page_is_an_error_and_no_crash(name):
         read(memory, tables)
 
 
+def test_symbol_without_a_name_is_refused():
+    memory, tables, _ = put_tables("percpu")
+    memory.write(tables.places["names"], b"\0")
+    with pytest.raises(CorruptDumpError, match="without type and name"):
+        read(memory, tables)
+
+
+def test_tokens_that_blow_names_up_are_refused():
+    memory, tables, symbols = put_tables("percpu", symbols=make_symbols(8, 20_000))
+    memory.write(tables.places["token_table"], b"x" * 30_000 + bytes(400))
+    memory.write(tables.places["token_index"], array("H", range(256)).tobytes())
+    memory.write(tables.places["names"], b"\x20".ljust(0x21, b"\0") * len(symbols))
+    with pytest.raises(CorruptDumpError, match="bytes cannot be"):
+        read(memory, tables)
+
+
+def test_names_of_other_letters_are_read():
+    memory, tables, symbols = put_tables("relative")
+    at = tables.data.index(b"\0n\0", tables.places["token_table"] - tables.start) + 1
+    memory.write(tables.start + at, b"\xf1")
+    found = read(memory, tables)
+    assert list(found) == [(address, letter, name.replace("n", "ñ")) for address, letter, name in symbols]
+    assert [found.name(index) for index in range(len(found))] == [name for _, _, name in found]
+
+
 def small() -> Kallsyms:
     rows = [
         (0, "A", "pcpu"),
