@@ -16,14 +16,15 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def die_with_parent(parent: int, signum: signal.Signals = signal.SIGTERM) -> None:
+def die_with_parent(parent: int, signum: signal.Signals = signal.SIGTERM, guardian: int | None = None) -> None:
     """Have the kernel send `signum` to this process when its parent ends, however it ends.
 
     Args:
         parent: process id of the parent as it was before the fork; when it is gone already, this process ends.
+        guardian: unless this process has adopted it by then.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() not in (parent, guardian):
         os._exit(128 + signum)
 
 
@@ -70,7 +71,7 @@ def render_exit(status: int) -> str:
     return f"ended with exit code {os.WEXITSTATUS(status)}"
 
 
-def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals) -> int:
+def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals, guardian: int | None = None) -> int:
     """Fork a process that runs `target` and ends with the exit code it returns; its process id.
 
     The child never returns into its parent's frames, has no exit handlers and flushes no buffer it shares with its
@@ -79,6 +80,7 @@ def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals) -> int:
     Args:
         target: what the child does.
         on_parent_death: the signal that the child gets when this process ends.
+        guardian: process that adopts the child when this one ends; see `end_unless_adopted`.
     """
     parent = os.getpid()
     pid = os.fork()
@@ -87,7 +89,7 @@ def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals) -> int:
     code = 1
     try:
         signal.set_wakeup_fd(-1)  # of our parent's event loop
-        die_with_parent(parent, on_parent_death)
+        die_with_parent(parent, on_parent_death, guardian)
         code = target()
     except BaseException:  # noqa: BLE001  # whatever it is, it must not unwind into the parent's code
         _LOG.exception("unexpected error in process %d", os.getpid())

@@ -9,6 +9,11 @@ under a record lock; the contents follow, each from a page boundary on. A helper
 state 'building' with a process id that no longer exists, and the next who looks takes over. A helper whose worker dies
 is adopted by the supervisor and goes on, for the requests of that worker are asked again.
 
+Who asked for one file may soon want others that take the same knowledge of the kernel (`Node.wanted_next` and
+`wanted_perhaps`). So a helper may leave a copy of itself behind, an orphan from the beginning, which knows what the
+helper found out. It forks a helper for each file that is sure to be wanted, and for a moment stands by for the others:
+in the state 'standby' the row of a file has its process id, and a worker that needs the file changes that to 'asked'.
+
 Any process may be killed at any moment, and the lock is free then. So the table is changed by single stores of whole
 words, in an order that leaves it valid after each.
 
@@ -23,51 +28,30 @@ import logging
 import mmap
 import os
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import IntEnum
-from typing import NamedTuple
 
 from dumpfs.errors import DumpfsError
 from dumpfs.fuse.eventloop import EventLoop
 from dumpfs.fuse.process import end_unless_adopted, is_alive, render_exit, spawn
+from dumpfs.fuse.rows import TAKEN, UNSETTLED, Row, State
 from dumpfs.vfs.node import Node
 
 _LOG = logging.getLogger("dumpfs")
 
 _FIRST_POLL_SECONDS = 0.002
 _LAST_POLL_SECONDS = 0.05
-"""How often a waiting request looks whether the file is there; the news may come from any process."""
+_POLL_SLOWDOWN = 1.03
+"""How often a waiting request looks whether the file is there; the news may come from any process. By the slowdown, it
+comes at most some hundredths later than it could."""
 _ORPHANED = signal.SIGUSR1
 """What tells a helper that its worker died; SIGTERM shall end it."""
+_STANDBY_SECONDS = 2.0
+"""How long a process stands by; gdb takes a tenth of that from the script to what the script asks for."""
+_STANDBY_POLL_SECONDS = 0.002
 _MAX_TRIES = 3
 """Helpers that may die over one file before it is given up."""
-
-
-class State(IntEnum):
-    """How far the content of a file is."""
-
-    EMPTY = 0
-    BUILDING = 1
-    READY = 2
-    INLINE = 3
-    """There is nothing to publish; every worker makes the content by itself."""
-    FAILED = 4
-
-
-class Row(NamedTuple):
-    """What the table knows of one file."""
-
-    ino: int
-    state: int
-    pid: int
-    """Process that builds."""
-    offset: int
-    """Where content, or the message of a failure, begins in the memory file."""
-    size: int
-    """Its bytes."""
-    number: int
-    """Helpers that died; of a failed file its error number."""
 
 
 # The table consists of 64-bit words. It begins with:
@@ -125,7 +109,7 @@ class Publisher:
                     elif self._claim(node.ino):
                         child = self._start(node, os.getppid())
                     await self._loop.tasks.sleep(pause)
-                    pause = min(pause * 1.5, _LAST_POLL_SECONDS)
+                    pause = min(pause * _POLL_SLOWDOWN, _LAST_POLL_SECONDS)
             except BuildError:
                 _wait_for(child)
                 raise
@@ -146,7 +130,7 @@ class Publisher:
             BuildError: it will never be.
         """
         row = self._find(node.ino)
-        if row is None or row.state in (State.EMPTY, State.BUILDING):
+        if row is None or row.state in UNSETTLED:
             return False
         if row.state == State.FAILED:
             message = os.pread(self._fd, row.size, row.offset).decode("utf-8", "replace")
@@ -182,18 +166,22 @@ class Publisher:
         """Fork the helper that builds; its process id."""
         self._on_build()
         try:
-            pid = spawn(lambda: self._build(node, supervisor, asked=asked), on_parent_death=_ORPHANED)
+            pid = spawn(lambda: self._help(node, supervisor, asked=asked), on_parent_death=_ORPHANED)
         except OSError:
             self._update(node.ino, State.EMPTY, pid=0)
             raise
         self._update(node.ino, State.BUILDING, pid=pid)
         return pid
 
-    def _build(self, node: Node, supervisor: int, *, asked: bool) -> int:
+    def _help(self, node: Node, supervisor: int, *, asked: bool) -> int:
         """What the helper does."""
         self._loop.close()  # else requests of a dead worker, or a mount without any, would not end before we do
         end_unless_adopted(supervisor, _ORPHANED)
-        self._update(node.ino, State.BUILDING, pid=os.getpid())  # our worker may die before it can say so
+        return self._build(node, supervisor, asked=asked)
+
+    def _build(self, node: Node, supervisor: int, *, asked: bool = True) -> int:
+        """Build a file and publish it."""
+        self._update(node.ino, State.BUILDING, pid=os.getpid())  # who started us may die before it can say so
         try:
             data = node.build()
         except DumpfsError as exc:
@@ -206,8 +194,70 @@ class Publisher:
             _LOG.exception("unexpected error while building inode %#x", node.ino)
             self._finish(node.ino, State.FAILED, b"building failed unexpectedly; see the log", errno.EIO)
         else:
+            self._begin_next(node, supervisor)
             self._finish(node.ino, State.INLINE if data is None else State.READY, data or b"", 0)
         return 0
+
+    def _begin_next(self, node: Node, supervisor: int) -> None:
+        """Have made what will be wanted after `node`; before that is published, so that nobody else begins."""
+        sure = [following for following in node.wanted_next() if self._is_free(following, State.BUILDING)]
+        perhaps = [following for following in node.wanted_perhaps() if self._is_free(following, State.STANDBY)]
+        if not sure and not perhaps:
+            return
+        try:
+            pid = spawn(lambda: self._go_on(sure, perhaps, supervisor), on_parent_death=_ORPHANED, guardian=supervisor)
+        except OSError:  # too many processes; who wants these files will find that out
+            for following in (*sure, *perhaps):
+                self._update(following.ino, State.EMPTY, pid=0)
+        else:
+            for following in (*sure, *perhaps):
+                self._update(following.ino, pid=pid)
+
+    def _is_free(self, node: Node, state: State) -> bool:
+        """Whether nobody else builds a node; it then is in `state`, by this process."""
+        if node.ready or node.prepared_by() is not node:
+            return False
+        try:
+            return self._claim(node.ino, state)
+        except BuildError:
+            return False  # too many files; whoever asks for it will be told
+
+    def _go_on(self, sure: Sequence[Node], perhaps: Sequence[Node], supervisor: int) -> int:
+        """What the copy of a helper does: fork helpers for some files, and for others when they are asked for."""
+        for node in (*sure, *perhaps):
+            self._update(node.ino, pid=os.getpid())
+        children = dict(self._fork(node, supervisor, asked=False) for node in sure)
+        waiting = {node.ino: node for node in perhaps}
+        for node in perhaps:
+            node.load()
+        until = time.monotonic() + _STANDBY_SECONDS
+        while waiting:
+            leave = time.monotonic() >= until
+            for ino in list(waiting):
+                asked = self._was_asked(ino, leave)
+                if asked:
+                    children.update((self._fork(waiting[ino], supervisor),))
+                if asked or leave:
+                    del waiting[ino]
+            self._wait_for_children(children, os.WNOHANG)
+            time.sleep(_STANDBY_POLL_SECONDS)
+        self._wait_for_children(children)
+        return 0
+
+    def _fork(self, node: Node, supervisor: int, *, asked: bool = True) -> tuple[int, int]:
+        """Fork a helper; its process id and the file's inode number."""
+        self._update(node.ino, State.BUILDING)
+        pid = spawn(lambda: self._build(node, supervisor, asked=asked), on_parent_death=_ORPHANED, guardian=supervisor)
+        self._update(node.ino, pid=pid)
+        return pid, node.ino
+
+    def _wait_for_children(self, children: dict[int, int], options: int = 0) -> None:
+        """Take children that have ended out of the table of inode numbers by process ids."""
+        while children:
+            pid, status = os.waitpid(-1, options)
+            if not pid:
+                break
+            self._look_back(children.pop(pid), pid, status)
 
     def _finish(self, ino: int, state: State, data: bytes, number: int) -> None:
         with self._locked():
@@ -225,10 +275,14 @@ class Publisher:
         pid, status = os.waitpid(child, os.WNOHANG)
         if not pid:
             return child
+        self._look_back(ino, child, status)
+        return 0
+
+    def _look_back(self, ino: int, child: int, status: int) -> None:
+        """A helper has ended: see whether it has done what it was there for."""
         row = self._find(ino)
         if row is not None and row.state == State.BUILDING and row.pid == child:
             self._bury(row, render_exit(status))
-        return 0
 
     def _bury(self, row: Row, how: str) -> None:
         """The helper of a file died: let the next one try, or give the file up."""
@@ -275,31 +329,44 @@ class Publisher:
         with self._locked():
             return next((row for _, row in self._rows() if row.ino == ino), None)
 
-    def _claim(self, ino: int) -> bool:
-        """Whether it is up to this process to build now; the table then says that it does."""
+    def _claim(self, ino: int, state: State = State.BUILDING) -> bool:
+        """Whether it is up to this process to build; the table then says `state`. A process that stands by is asked."""
         with self._locked():
             for place, row in self._rows():
                 if row.ino == ino:
-                    dead = row.state == State.BUILDING and not is_alive(row.pid)
+                    dead = row.state in TAKEN and not is_alive(row.pid)
                     if dead:
                         _LOG.warning("process %d, which was building inode %#x, is gone; another begins", row.pid, ino)
-                    if dead or row.state == State.EMPTY:
-                        self._put(place, row._replace(state=State.BUILDING, pid=os.getpid()))
-                    return dead or row.state == State.EMPTY
+                    free = dead or row.state == State.EMPTY
+                    if free:
+                        self._put(place, row._replace(state=state, pid=os.getpid()))
+                    elif row.state == State.STANDBY:
+                        self._put(place, row._replace(state=State.ASKED))
+                    return free
             count = self._table[_COUNT]
             if count == _MAX_ROWS:
                 raise BuildError("too many slow files were opened", errno.ENOSPC)
-            row = Row(ino, State.BUILDING, os.getpid(), 0, 0, 0)
+            row = Row(ino, state, os.getpid(), 0, 0, 0)
             self._put(_HEAD_WORDS + count * _ROW_WORDS, row)
             self._table[_COUNT] = count + 1
         return True
 
-    def _update(self, ino: int, state: State, **changes: int) -> None:
+    def _was_asked(self, ino: int, leave: bool) -> bool:
+        """Whether somebody wants a file that we stand by for; if not and we `leave`, the next may build it."""
+        with self._locked():
+            for place, row in self._rows():
+                if row.ino == ino and row.pid == os.getpid():
+                    if row.state == State.STANDBY and leave:
+                        self._put(place, row._replace(state=State.EMPTY, pid=0))
+                    return row.state == State.ASKED
+        return False
+
+    def _update(self, ino: int, state: State | None = None, **changes: int) -> None:
         """Change a row, unless its content was published meanwhile."""
         with self._locked():
             for place, row in self._rows():
-                if row.ino == ino and row.state in (State.EMPTY, State.BUILDING):
-                    self._put(place, row._replace(state=state, **changes))
+                if row.ino == ino and row.state in UNSETTLED:
+                    self._put(place, row._replace(state=row.state if state is None else state, **changes))
 
 
 def _wait_for(child: int) -> None:

@@ -8,7 +8,7 @@ processes at once. An inode number is arithmetic, `space << 48 | index`: nothing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,6 +55,21 @@ class Node(ABC):
 
     def adopt(self, data: memoryview | bytes) -> None:  # noqa: B027 (most files have nothing to take)
         """Take what `build` made, here or in another process; the node is then `ready`."""
+
+    def load(self) -> None:  # noqa: B027 (most builds take nothing that is not there)
+        """Import what `build` takes, for a process that has nothing else to do until it is told to build."""
+
+    def wanted_next(self) -> Sequence[Node]:
+        """Nodes that whoever had to wait for this one will surely want at once.
+
+        A mount goes on with these, as far as they are not `ready`: copies of the process that built this node build
+        them, which know what it found out.
+        """
+        return ()
+
+    def wanted_perhaps(self) -> Sequence[Node]:
+        """Nodes of which some may be wanted next: a copy of the process that built this one stands by for a moment."""
+        return ()
 
 
 class MemoryExtents(NamedTuple):

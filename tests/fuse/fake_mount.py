@@ -183,6 +183,37 @@ class Slow(FileNode):
         return bytes(self._bytes()[offset : offset + size])
 
 
+KNOWN: list[bytes] = []
+"""What the process that built a `Leader` found out."""
+
+
+@dataclass(slots=True)
+class Follower(Slow):
+    """Is quick to build for who knows what a `Leader` found out, and tells whether that was so."""
+
+    def build(self) -> bytes | None:
+        known = KNOWN[0] if KNOWN else b"nothing\n"
+        return known if Slow.build(self) else None
+
+
+@dataclass(slots=True)
+class Leader(Slow):
+    """Builds what others need."""
+
+    sure: list[Node] = field(default_factory=list)
+    perhaps: list[Node] = field(default_factory=list)
+
+    def build(self) -> bytes | None:
+        KNOWN.append(b"found by %d\n" % os.getpid())
+        return Slow.build(self)
+
+    def wanted_next(self) -> list[Node]:
+        return self.sure
+
+    def wanted_perhaps(self) -> list[Node]:
+        return self.perhaps
+
+
 @dataclass(slots=True)
 class Folder(DirNode):
     children: dict[str, Node]
@@ -237,6 +268,16 @@ class FakeTree:
             "poison": add(Poison(next(inos), notes / "poison")),
             **{f"slow-{how}": add(Slow(next(inos), notes / how, how)) for how in slow},
         }
+        for how in ("sure", "sure dies once", "perhaps", "perhaps not"):
+            files[how] = add(Follower(next(inos), notes / how, how.removeprefix("sure ")))
+        leader = Leader(next(inos), notes / "leader", "leads")
+        reckless = Leader(next(inos), notes / "reckless", "leads")
+        leader.sure = [files["sure"]]
+        reckless.sure = [files["sure dies once"]]
+        leader.perhaps = [files["perhaps"], files["perhaps not"]]
+        files |= {"leader": leader, "reckless": reckless}
+        for node in files.values():
+            add(node)
         self.root = add(Folder(ROOT_INO, files))
 
     def node(self, ino: int) -> Node:

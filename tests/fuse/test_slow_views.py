@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,3 +134,81 @@ def test_log_is_built_before_anybody_asks(mount, data):
     assert "views_built: 1\n" in (tree / "status").read_text()
     assert "Kernel panic" in (tree / "dmesg").read_text()
     assert "views_built: 1\n" in (tree / "status").read_text()
+
+
+def known_by_leader(tree: Path) -> bytes:
+    """What files contain that were built by a process that knew what the leader found out."""
+    (pid,) = builders(tree, "leader")
+    return b"found by %s\n" % pid.encode()
+
+
+def standing_by(mount: Mounter, tree: Path) -> list[int]:
+    """Helpers that are there although nothing is being built: neither the supervisor nor one of its workers."""
+    return mount.processes(tree)[3:]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_sure_to_be_wanted_is_built_at_once_by_who_knows(mount, workers):
+    tree = mount.fake(f"workers={workers}")
+    assert (tree / "leader").read_bytes() == SLOW
+    wait_until(lambda: builders(tree, "sure"), "building has begun before anybody asked")
+    assert (tree / "sure").read_bytes() == known_by_leader(tree)
+    assert len(builders(tree, "sure")) == 1
+
+
+def test_what_follows_is_built_once_for_all_readers(mount):
+    tree = mount.fake("workers=2")
+    waiting = [*readers(tree / "sure", 2), *readers(tree / "leader", 2), *readers(tree / "perhaps", 2)]
+    outputs(waiting)
+    assert [len(builders(tree, name)) for name in ("leader", "sure", "perhaps")] == [1, 1, 1]
+
+
+def test_nothing_follows_where_nobody_asked_for_the_first(mount):
+    tree = mount.fake()
+    assert (tree / "sure").read_bytes() == b"nothing\n"
+    assert builders(tree, "leader") == builders(tree, "perhaps") == []
+
+
+def test_what_may_be_wanted_is_built_by_who_knows_once_it_is_asked_for(mount):
+    tree = mount.fake("workers=2")
+    (tree / "leader").read_bytes()
+    assert outputs(readers(tree / "perhaps", 3)) == {known_by_leader(tree)[:12]}
+    assert len(builders(tree, "perhaps")) == 1
+    assert builders(tree, "perhaps not") == []
+
+
+def test_who_stands_by_leaves_and_others_build(mount):
+    tree = mount.fake("workers=2")
+    (tree / "leader").read_bytes()
+    (tree / "perhaps").read_bytes()
+    wait_until(lambda: not standing_by(mount, tree), "the helper has left")
+    assert builders(tree, "perhaps not") == []
+    assert (tree / "perhaps not").read_bytes() == b"nothing\n"
+    assert (tree / "perhaps").read_bytes() == known_by_leader(tree)
+
+
+def test_who_stands_by_is_not_missed_when_killed(mount):
+    mount.expect("is gone; another begins|killed by signal 9")
+    tree = mount.fake("workers=2")
+    (tree / "leader").read_bytes()
+    for pid in standing_by(mount, tree):
+        os.kill(pid, signal.SIGKILL)
+    assert (tree / "perhaps").read_bytes()[:2] in (b"fo", b"no")
+    assert (tree / "sure").read_bytes()
+
+
+def test_follower_whose_helper_dies_is_built_by_the_next(mount):
+    mount.expect("the helper that was building .* was killed by signal 9")
+    tree = mount.fake()
+    (tree / "reckless").read_bytes()
+    wait_until(lambda: builders(tree, "sure dies once"), "building has begun")
+    assert (tree / "sure dies once").read_bytes() == b"nothing\n"
+    assert len(builders(tree, "sure dies once")) == 2
+
+
+def test_unmounting_ends_who_stands_by(mount):
+    tree = mount.fake("workers=2")
+    (tree / "leader").read_bytes()
+    assert standing_by(mount, tree)
+    assert run("umount", tree).returncode == 0
+    wait_until(lambda: not mount.processes(tree), "no process is left", seconds=1.5)

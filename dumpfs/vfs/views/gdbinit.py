@@ -21,7 +21,8 @@ from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.module_sections import module_build_id, module_sections
 from dumpfs.linux.modules import Module
 from dumpfs.linux.tasks import Task
-from dumpfs.vfs.views.inside import InsideBuiltFile, InsideFile
+from dumpfs.vfs.node import Node
+from dumpfs.vfs.views.inside import InsideBuiltFile, InsideFile, preparer
 
 _ARCHITECTURES: Mapping[str, str] = {
     "x86_64": "i386:x86-64",
@@ -61,6 +62,33 @@ class GdbinitFile(InsideFile):
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         return render_gdbinit(self.inspector)
+
+    def prepared_by(self) -> Node:
+        """See `Node.prepared_by`: itself, for it takes less than what all views of the kernel's inside need.
+
+        Where memory must be searched for VMCOREINFO, that is what takes long, and is done for all views at once.
+        """
+        kernel = self.dump.kernel
+        return preparer(self, self.dump) if kernel is None or kernel.vmcoreinfo is None else self
+
+    def build(self) -> bytes | None:
+        """See `Node.build`."""
+        return bytes(self._bytes())
+
+    def adopt(self, data: memoryview | bytes) -> None:
+        """See `Node.adopt`."""
+        self.content = data
+
+    def wanted_next(self) -> Sequence[Node]:
+        """See `Node.wanted_next`: what the script has gdb load."""
+        return self._offered("vmcore-tasks")
+
+    def wanted_perhaps(self) -> Sequence[Node]:
+        """See `Node.wanted_perhaps`: the first beside a vmlinux, the second in its place."""
+        return self._offered("gdb/extra.symbols", "vmlinux")
+
+    def _offered(self, *paths: str) -> Sequence[Node]:
+        return [node for path in paths if (node := self.dump.tree.at(path)) is not None]
 
 
 @dataclass(slots=True)

@@ -11,7 +11,25 @@ from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
 @dataclass(slots=True)
-class VmlinuxFile(InsideBuiltFile):
+class SymbolsFile(InsideBuiltFile):
+    """A symbol file."""
+
+    WHOLE: ClassVar[bool]
+    """Whether the kernel's own symbols are wanted."""
+
+    def render(self) -> bytes:
+        """See `RenderedFile.render`."""
+        from dumpfs.elf.kernelfile import build_symbol_file
+
+        return build_symbol_file(self.inspector, whole=self.WHOLE)
+
+    def load(self) -> None:
+        """See `Node.load`."""
+        import dumpfs.elf.kernelfile  # noqa: F401
+
+
+@dataclass(slots=True)
+class VmlinuxFile(SymbolsFile):
     """Symbols and unwind information of the kernel and its modules."""
 
     ABOUT: ClassVar[str] = (
@@ -19,24 +37,14 @@ class VmlinuxFile(InsideBuiltFile):
         " where they were, and what it takes to walk stacks: for gdb without debug information. It has the kernel's"
         " build-id, so `debuginfod-find debuginfo` can fetch the real one by it."
     )
-
-    def render(self) -> bytes:
-        """See `RenderedFile.render`."""
-        from dumpfs.elf.kernelfile import build_symbol_file
-
-        return build_symbol_file(self.inspector, whole=True)
+    WHOLE: ClassVar[bool] = True
 
 
 @dataclass(slots=True)
-class ExtraSymbolsFile(InsideBuiltFile):
+class ExtraSymbolsFile(SymbolsFile):
     """What a vmlinux lacks."""
 
     ABOUT: ClassVar[str] = (
         "an ELF file that gdbinit loads beside a real vmlinux: names of modules' functions, and where stacks end."
     )
-
-    def render(self) -> bytes:
-        """See `RenderedFile.render`."""
-        from dumpfs.elf.kernelfile import build_symbol_file
-
-        return build_symbol_file(self.inspector, whole=False)
+    WHOLE: ClassVar[bool] = False

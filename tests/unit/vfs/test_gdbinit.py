@@ -125,3 +125,25 @@ def test_extra_symbols_lack_the_kernels_own(dump):
     for data in (whole, extra):
         assert b"\0lo_ioctl\0" in data
         assert b"\0<user mode>\0" in data
+
+
+def test_script_is_prepared_by_itself_and_taken_by_others(dump):
+    with Dump.open(dump.paths) as other:
+        node = other.tree.at("gdbinit")
+        assert not node.ready
+        assert node.prepared_by() is node
+        node.adopt(dump.tree.at("gdbinit").build())
+        assert node.ready
+        assert read(other, "gdbinit") == read(dump, "gdbinit")
+        assert not other.inspection.ready
+
+
+def test_script_waits_for_what_all_views_need_where_memory_must_be_searched(corpus):
+    with Dump.open([str(corpus("tiny/qemu-kaslr-novmci.kdump-zlib"))]) as dump:
+        assert dump.tree.at("gdbinit").prepared_by() is dump.tree.at("tasks")
+
+
+def test_script_tells_what_gdb_will_want_next(dump):
+    node, at = dump.tree.at("gdbinit"), dump.tree.at
+    assert node.wanted_next() == [at("vmcore-tasks")]
+    assert node.wanted_perhaps() == [at("gdb/extra.symbols"), at("vmlinux")]
