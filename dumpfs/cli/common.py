@@ -6,6 +6,7 @@ Loads neither pyfuse3 nor a codec.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -106,6 +107,20 @@ def silence_stdout() -> None:
         os.close(null)
     except (OSError, ValueError):
         return
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart, which takes 40 ms once numpy is loaded.
+
+    What asked to be called at the end is, and output is flushed; whether that could be written, `run` has seen before.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            continue
+    os._exit(code)
 
 
 def add_dump_arguments(parser: argparse.ArgumentParser, *, several: bool = True) -> None:

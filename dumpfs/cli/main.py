@@ -20,6 +20,7 @@ from dumpfs.cli.common import (
     PROG,
     HelpFormatter,
     Parser,
+    leave,
     print_error,
     secure_standard_streams,
     silence_stdout,
@@ -118,11 +119,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of the console script: run, report, and return the exit code."""
+    """Entry point of the console script, without arguments: run, report, and end the process.
+
+    With arguments, return the exit code.
+    """
+    if argv is None:
+        leave(_main(sys.argv[1:]))
+    return _main(argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     try:
         secure_standard_streams()
         spare_threads()
-        return run(sys.argv[1:] if argv is None else argv)
+        return run(argv)
     except DumpfsError as exc:
         print_error(exc)
         return exc.exit_code

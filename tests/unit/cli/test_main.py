@@ -176,6 +176,15 @@ def test_closed_standard_streams_do_no_harm():
     assert done.returncode == 2
 
 
+def test_process_ends_with_its_output_flushed_and_what_was_registered_called():
+    program = PRINTING.replace("sys.exit(cli.main(['test']))", "sys.argv[1:] = ['test']") + (
+        "import atexit\natexit.register(print, 'registered')\nsys.exit(3 + cli.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines), lines[-1], done.stderr) == (0, 10001, "registered", "")
+
+
 def test_usage_error_has_its_code():
     assert UsageError("x").exit_code == 2
     assert os.path.exists(DUMPFS)
