@@ -1,8 +1,8 @@
 """Compressing a batch of pages into one run of bytes.
 
-`NativePacker` does it in C, where that was compiled and the system has the codec's library. Else `CodecPacker` does it
-with any codec; `LzoPacker` calls liblzo2 itself, and `SnappyPacker` cramjam, from the batch's
-buffer into the output's: at their speed a copy of each page, in and out, costs a third as much as the compression.
+For where `native.loops` is not to be had. `CodecPacker` does it with any codec. `LzoPacker` calls liblzo2 itself, and
+`SnappyPacker` cramjam, from the batch's buffer into the output's: at their speed a copy of each page, in and out, costs
+a third as much as the compression.
 """
 
 from __future__ import annotations
@@ -87,33 +87,6 @@ class SnappyPacker:
         return bytes(out[:position]), sizes
 
 
-class NativePacker:
-    """Packs with the loop in C: what Python would do for each page costs up to a sixth of the compression.
-
-    Args:
-        flag: compression flag.
-
-    Raises:
-        ImportError: the loop was not compiled, or the codec's library is not installed.
-    """
-
-    def __init__(self, flag: int) -> None:
-        from dumpfs.native import AVAILABLE
-
-        if not AVAILABLE:
-            raise ImportError("dumpfs.native is not available")
-        from dumpfs.native import loops
-
-        if not loops.has_codec(flag):
-            raise ImportError(f"no library for the codec with flag {flag:#x}")
-        self._flag = flag
-        self._pack = loops.pack
-
-    def pack(self, data: bytes, offsets: Sequence[int], page_size: int) -> tuple[bytes, list[int]]:
-        """See `Packer.pack`."""
-        return self._pack(self._flag, data, list(offsets), page_size)
-
-
 class LzoPacker:
     """Packs with liblzo2's lzo1x_1_compress.
 
@@ -168,14 +141,6 @@ def packer(flag: int) -> Packer:
     Raises:
         CodecUnavailableError: no library for it is installed.
     """
-    try:
-        return NativePacker(flag)
-    except ImportError:
-        return python_packer(flag)
-
-
-def python_packer(flag: int) -> Packer:
-    """The best packer without C of our own; raises as `packer`."""
     try:
         if flag == LZO:
             return LzoPacker()

@@ -7,13 +7,21 @@ from dumpfs.structs import Buffer
 def has_codec(flag: int) -> bool:
     """Whether the library of a compression (the flag in a page descriptor) is installed."""
 
-def pack(flag: int, data: Buffer, offsets: list[int], page_size: int) -> tuple[bytes, list[int]]:
-    """The pages at `offsets` of `data`, compressed one behind the other, and the bytes of each.
+def encode(flag: int, data: Buffer, page_size: int, kinds: Buffer, zero_kind: int) -> tuple[memoryview, bytes, bytes]:
+    """The pages of `data` in the form in which they are stored: their bytes one behind the other, and two arrays of
+    32-bit numbers with the size and the compression flag of each.
 
-    A page that does not become shorter is there as it is.
+    A page that does not become shorter is stored as it is.
+
+    Args:
+        flag: of the compression.
+        data: whole pages.
+        page_size: 64 to 65536 bytes.
+        kinds: a writable byte for each page; only those with 0 are stored, the others have size 0.
+        zero_kind: what a page of zeros gets in `kinds`; with 0 it is stored as others are.
 
     Raises:
-        ValueError: the library is not installed, or a page lies outside of the data.
+        ValueError: the library is not installed, or there are not as many pages as kinds.
     """
 
 class Pages:

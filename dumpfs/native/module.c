@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include "codecs.h"
+#include "encode.h"
 #include "loop.h"
 #include "pages.h"
 
@@ -332,75 +333,63 @@ static PyObject *has_codec(PyObject *module, PyObject *args)
 	return PyBool_FromLong(codec_find(flag) != NULL);
 }
 
-/* Compress the pages at `offsets` of `data` one behind the other into `out`; the sizes, or NULL with an exception. */
-static PyObject *pack_pages(const struct codec *codec, const Py_buffer *data, PyObject *offsets, size_t page_size,
-			    char *out, size_t *used)
+static PyObject *encode_buffers(const struct codec *codec, struct batch *batch)
 {
-	Py_ssize_t count = PyList_Size(offsets), i;
-	size_t bound = codec->bound(page_size);
-	PyObject *sizes = PyList_New(count);
+	size_t room = batch->count * batch->page_size + codec->bound(batch->page_size);
+	PyObject *blob = PyBytes_FromStringAndSize(NULL, room);
+	PyObject *sizes = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->sizes);
+	PyObject *flags = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->flags);
+	PyObject *view = NULL, *used = NULL, *result = NULL;
 
-	for (i = 0; sizes && i < count; ++i) {
-		Py_ssize_t offset = PyLong_AsSsize_t(PyList_GetItem(offsets, i));
-		const char *page;
-		PyObject *number;
-		size_t size;
-
-		if (offset < 0 || (size_t)data->len < page_size || (size_t)offset > data->len - page_size) {
-			if (!PyErr_Occurred())
-				PyErr_SetString(PyExc_ValueError, "a page lies outside of the data");
-			Py_CLEAR(sizes);
-			break;
-		}
-		page = (const char *)data->buf + offset;
-		size = codec->encode(page, page_size, out + *used, bound);
-		if (!size || size >= page_size) { /* stored as it is */
-			memcpy(out + *used, page, page_size);
-			size = page_size;
-		}
-		*used += size;
-		number = PyLong_FromSize_t(size);
-		if (!number || PyList_SetItem(sizes, i, number))
-			Py_CLEAR(sizes);
+	if (blob && sizes && flags && (view = PyMemoryView_FromObject(blob))) {
+		batch->out = (uint8_t *)PyBytes_AsString(blob); /* nobody else knows the three yet */
+		batch->sizes = (uint32_t *)PyBytes_AsString(sizes);
+		batch->flags = (uint32_t *)PyBytes_AsString(flags);
+		used = PySequence_GetSlice(view, 0, encode_batch(codec, batch)); /* a copy would cost as much as the zero test */
 	}
-	return sizes;
+	if (used)
+		result = PyTuple_Pack(3, used, sizes, flags);
+	Py_XDECREF(used);
+	Py_XDECREF(view);
+	Py_XDECREF(blob);
+	Py_XDECREF(sizes);
+	Py_XDECREF(flags);
+	return result;
 }
 
-static PyObject *pack(PyObject *module, PyObject *args)
+static PyObject *encode(PyObject *module, PyObject *args)
 {
-	PyObject *offsets, *sizes, *result = NULL;
+	struct batch batch = { 0 };
 	const struct codec *codec;
+	PyObject *result = NULL;
+	Py_buffer data, kinds;
 	Py_ssize_t page_size;
 	unsigned int flag;
-	size_t used = 0;
-	Py_buffer data;
-	char *out;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "Iy*O!n", &flag, &data, &PyList_Type, &offsets, &page_size))
+	if (!PyArg_ParseTuple(args, "Iy*nw*b", &flag, &data, &page_size, &kinds, &batch.zero_kind))
 		return NULL;
 	codec = codec_find(flag);
-	if (!codec || page_size <= 0 || page_size > 1 << MOST_PAGE_SHIFT) {
-		PyBuffer_Release(&data);
-		PyErr_Format(PyExc_ValueError, "no codec has the flag %#x, or pages of %zd bytes", flag, page_size);
-		return NULL;
+	if (!codec) {
+		PyErr_Format(PyExc_ValueError, "there is no library for the codec with flag %#x", flag);
+	} else if (page_size < 64 || page_size > 1 << MOST_PAGE_SHIFT || data.len % page_size ||
+		   data.len / page_size != kinds.len) {
+		PyErr_SetString(PyExc_ValueError, "data are not as many pages as there are kinds");
+	} else {
+		batch.data = data.buf;
+		batch.page_size = page_size;
+		batch.count = kinds.len;
+		batch.kinds = kinds.buf;
+		result = encode_buffers(codec, &batch);
 	}
-	out = malloc(PyList_Size(offsets) * page_size + codec->bound(page_size));
-	if (!out) {
-		PyBuffer_Release(&data);
-		return PyErr_NoMemory();
-	}
-	sizes = pack_pages(codec, &data, offsets, page_size, out, &used);
-	if (sizes)
-		result = Py_BuildValue("(y#N)", out, (Py_ssize_t)used, sizes);
-	free(out);
 	PyBuffer_Release(&data);
+	PyBuffer_Release(&kinds);
 	return result;
 }
 
 static PyMethodDef functions[] = {
 	{ "has_codec", has_codec, METH_VARARGS, "Whether a compression's library is installed." },
-	{ "pack", pack, METH_VARARGS, "Compress pages one behind the other." },
+	{ "encode", encode, METH_VARARGS, "A batch of pages as it is stored." },
 	{ NULL, NULL, 0, NULL },
 };
 

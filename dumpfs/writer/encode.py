@@ -1,16 +1,19 @@
 """Pages of one batch in the form in which they are stored: what each worker process does.
 
-Per page only the codec's call and a slice are Python; zero test, sizes and descriptors are numpy's.
+Done by the loop in C where that is to be had; else, per page, only the codec's call and a slice are Python, and zero
+test, sizes and flags are numpy's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from dumpfs.codecs.packers import packer
+from dumpfs.native import AVAILABLE
 from dumpfs.structs import Buffer
 from dumpfs.units import PageState, Pfn
 from dumpfs.writer.bitmaps import Flags, runs_of, window
@@ -22,6 +25,7 @@ KIND_DATA, KIND_ZERO, KIND_LOST = 0, 1, 2
 _JOIN_GAP = 8
 """Pages that are not wanted, between two runs that are, read along: a call costs as much as reading some pages."""
 
+NativeEncode = Callable[[int, Buffer, int, Buffer, int], tuple[memoryview, bytes, bytes]]
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 
@@ -59,6 +63,15 @@ def find_zero_pages(data: Buffer, page_size: int) -> Flags:
     return zero
 
 
+def native_encoder(flag: int) -> NativeEncode | None:
+    """The loop in C for a compression flag; None for pages that are not compressed, or where it is not to be had."""
+    if not flag or not AVAILABLE:
+        return None
+    from dumpfs.native import loops
+
+    return loops.encode if loops.has_codec(flag) else None
+
+
 class Encoder:
     """Reads and encodes batches of a plan; for one thread."""
 
@@ -66,7 +79,8 @@ class Encoder:
         self._plan = plan
         self._page_size = plan.facts.page_size
         self._flag = plan.codec_flag
-        self._packer = packer(plan.codec_flag) if plan.codec_flag else None
+        self._encode = native_encoder(plan.codec_flag)
+        self._packer = packer(plan.codec_flag) if plan.codec_flag and self._encode is None else None
         self._zero_blob: bytes | None = None
 
     def encode(self, first: Pfn, stop: Pfn) -> Encoded:
@@ -78,6 +92,12 @@ class Encoder:
         data, lost = self.read(first, stop)
         count = len(data) // self._page_size
         kinds = np.zeros(count, dtype=np.uint8)
+        if self._encode is not None:
+            if lost is not None:
+                kinds[lost] = KIND_LOST
+            zero_kind = KIND_ZERO if self._plan.shares_zero_pages else KIND_DATA
+            blob, sizes, flags = self._encode(self._flag, data, self._page_size, kinds.data, zero_kind)
+            return Encoded(np.frombuffer(sizes, np.uint32), np.frombuffer(flags, np.uint32), kinds, [blob])
         zero = find_zero_pages(data, self._page_size)
         if lost is not None:
             kinds[lost] = KIND_LOST
