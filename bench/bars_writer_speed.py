@@ -17,9 +17,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, Measured, bar, big, resident, workdir
+from barlib import CACHE, DUMPFS, ROOT, Measured, Missing, bar, big, resident, run, workdir
 from plainreader import PAGE, Kdump
-from readlib import seconds, warm
+from readlib import compiled, seconds, warm
 from writerlib import CODECS, peer, scratch, words, write
 
 PAIRS = 5
@@ -66,6 +66,7 @@ _LOOPS = {
     "snappy": "compress = __import__('cramjam').snappy.compress_raw_into; args = (bytearray(8192),)",
     "zstd": "compress = __import__('zstandard').ZstdCompressor(level=1).compress; args = ()",
 }
+_FLAGS = {"snappy": "0x4", "zstd": "0x20"}
 _LOOP = """
 import sys, time
 {setup}
@@ -91,8 +92,19 @@ def codec_rate(codec: str, source: Path) -> float:
     return float(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+def bare_rate(codec: str, source: Path, out: Path, cores: int) -> float:
+    """Pages per second that a C program without anything else reads, compresses and writes on all cores."""
+    out.unlink(missing_ok=True)
+    binary = compiled("bare_writer.c", str(ROOT / "dumpfs" / "native" / "codecs.c"), "-ldl")
+    result = run(binary, source, out, _FLAGS[codec], str(cores))
+    if result.returncode:
+        raise Missing(result.stderr.decode().strip())
+    pages, seconds = result.stdout.split()
+    return int(pages) / float(seconds)
+
+
 def against_codec(codec: str) -> Measured:
-    """Our whole command, beside the codec's loop in turns."""
+    """Our whole command, beside the codec's loop in turns; and beside a program that does nothing else."""
     source = big("vmcore")
     warm(source)
     cores = len(os.sched_getaffinity(0))
@@ -106,12 +118,13 @@ def against_codec(codec: str) -> Measured:
             pages = Kdump(out).pfns.size
             with ThreadPoolExecutor(cores) as pool:  # what this machine gives just now to a loop on each core
                 together = sum(pool.map(lambda _: codec_rate(codec, source), range(cores)))
-            values.append((pages / used / (alone * cores), pages / used, alone, together))
-    value, ours, alone, together = (statistics.median(column) for column in zip(*values[1:], strict=True))
+            bare = bare_rate(codec, source, out, cores)
+            values.append((pages / used / (alone * cores), pages / used, alone, together, bare / (alone * cores)))
+    value, ours, alone, together, bare = (statistics.median(column) for column in zip(*values[1:], strict=True))
     mb = PAGE / 1e6
     text = (
         f"{value:.2f} x ({ours * mb:.0f} MB/s; the codec's bare loop {alone * mb:.0f} MB/s x {cores} cores; "
-        f"{cores} such loops at once {together * mb:.0f} MB/s)"
+        f"{cores} such loops at once {together * mb:.0f} MB/s; bare C, reading, compressing and writing: {bare:.2f} x)"
     )
     return Measured(text, value >= 0.8)
 
