@@ -20,7 +20,7 @@ LEVEL_ZERO, LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_USER, LEVEL_FREE = 1, 2, 4, 
 MAX_LEVEL = 31
 
 BATCH_PAGES = 1024
-"""Pages encoded at once: 2 MiB of 4 KiB pages, so that handing a batch over costs nothing against encoding it."""
+"""Pages encoded at once: 4 MiB of 4 KiB pages, so that handing a batch over costs nothing against encoding it."""
 BATCH_SPAN = 1 << 16
 """Pfns of a batch at most: bounds the flags a worker unpacks."""
 

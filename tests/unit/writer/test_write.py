@@ -201,7 +201,7 @@ def test_limit_below_the_headers_leaves_nothing(source, tmp_path):
 
 
 def test_stop_request_ends_with_a_readable_part(source, tmp_path):
-    asked = iter([""] * 3)
+    asked = iter([""])
     request = WriteRequest((source[1],), (str(tmp_path / "out"),), codec_flag=1, threads=1)
     report = write_dump(request, Hooks(stop=lambda: next(asked, "enough")))
     assert report.cause == "enough"
