@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
+from typing import Any
+
+
+class _Later(ModuleType):
+    """Stands for a module until something of it is used; then that is loaded."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever is in there
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
 
 
 def load_pyfuse3() -> None:
-    """Import pyfuse3, but neither trio nor importlib.metadata unless something else has.
+    """Import pyfuse3, but neither trio nor importlib.metadata unless something needs them.
 
     It imports trio for its default event loop, for which `EventLoop` stands, and the other, with 20 modules about mail,
     to learn its own version. Together they take 0.12 s of CPU and as long again where their 180 files must be read.
     """
-    stand_ins = {"trio": ModuleType("trio"), "importlib.metadata": _nameless()}
-    added = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    metadata = _Later("importlib.metadata")
+    vars(metadata).update(version=_version, PackageNotFoundError=LookupError, __path__=[])  # all that a version asks of
+    added = {module.__name__: module for module in (_Later("trio"), metadata) if module.__name__ not in sys.modules}
     sys.modules.update(added)
     try:
         import pyfuse3  # noqa: F401
     finally:
-        for name in added:
-            del sys.modules[name]
+        for name, module in added.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
-def _nameless() -> ModuleType:
-    """An importlib.metadata in which no package has a version; pyfuse3 takes that calmly."""
-    module = ModuleType("importlib.metadata")
-
-    def version(name: str) -> str:
-        raise LookupError(name)
-
-    vars(module).update(version=version, PackageNotFoundError=LookupError)
-    return module
+def _version(name: str) -> str:
+    """The version of no package is known; pyfuse3 takes that calmly."""
+    raise LookupError(name)

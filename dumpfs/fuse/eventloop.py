@@ -173,6 +173,7 @@ class EventLoop:
         return _DONE
 
     async def _wait_with_lock(self, fd: int) -> None:
+        self._quick = False  # we wait as others do from here on; the lock's owner must not take our flag for its own
         await self._lock.acquire()
         await self._wait_politely(fd)
 

@@ -37,12 +37,12 @@ from dumpfs.vfs.node import FileNode
 
 _LOG = logging.getLogger("dumpfs")
 
-_REQUEST = struct.Struct("<4xIQ24xQQI")
+_REQUEST = struct.Struct("=4xIQ24xQQI")
 """Of a `fuse_in_header` opcode and unique; then, of a `fuse_read_in`, handle, offset and size."""
-_OPCODE = struct.Struct("<4xI")
-_SIZE = struct.Struct("<I")
+_OPCODE = struct.Struct("=4xI")
+_SIZE = struct.Struct("=I")
 _SIZE_OFFSET = 56
-_ANSWER = struct.Struct("<IiQ")
+_ANSWER = struct.Struct("=IiQ")
 """A `fuse_out_header`: length, negative error number, unique."""
 _HEAD_BYTES = 1 << 16
 _MOST_PAGES = 256
@@ -240,6 +240,8 @@ class Requests:
                 answer = self.socket.recv(_ROOM, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            if not answer:
+                return  # libfuse has closed its end
             self._write((answer,))
 
 

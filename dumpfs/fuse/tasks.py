@@ -99,6 +99,8 @@ class Tasks:
             times.append(until)
         # Rounded up, lest the last part of a millisecond is waited for by trying again and again.
         left = max(min(times) - time.monotonic(), 0) * 1000 + 1 if times else None
+        if left is None and not self._readers:
+            raise RuntimeError("every task waits for another one")  # better a worker that ends than one that is deaf
         for fd, _ in self._poll.poll(left):
             self.resume(self._take_reader(fd))
         now = time.monotonic()

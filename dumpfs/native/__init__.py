@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import os
 
+_VERSION = 1
+"""Of what `loops` has and means; `module.c` has the same number. One that was compiled before a change is not used."""
+
 try:
     if os.environ.get("DUMPFS_NATIVE") == "0":
         raise ImportError("DUMPFS_NATIVE=0")
-    import dumpfs.native.loops  # noqa: F401  # to see whether it is there
+    from dumpfs.native import loops
+
+    if getattr(loops, "VERSION", None) != _VERSION:
+        raise ImportError("compiled from another version's sources")
 except ImportError:
     AVAILABLE = False
 else:

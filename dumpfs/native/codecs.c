@@ -1,7 +1,7 @@
 /* See codecs.h.
  *
- * The libraries are those that the system has, by the names of their stable ABIs; their prototypes are written down here,
- * so that nothing but a C compiler is needed to build. State is the process's, made when it is first needed: all calls
+ * The libraries are those that the system has, by the names of their stable ABIs; their prototypes are written down
+ * here, so that nothing but a C compiler is needed to build. State is the process's, made when it is first needed: all calls
  * come from one thread at a time.
  */
 #include "codecs.h"
@@ -11,7 +11,7 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* -- zlib: libdeflate, twice as fast as zlib at a page ----------------------------------------------------------------- */
+/* -- zlib: libdeflate, twice as fast as zlib at a page ------------------------------------------------------------- */
 
 static struct {
 	void *(*alloc_decompressor)(void);
@@ -44,7 +44,7 @@ static size_t zlib_bound(size_t page_size)
 	return page_size + page_size / 8 + 64; /* beyond 5 bytes for each stored block of 64 KiB, header and checksum */
 }
 
-/* -- lzo: liblzo2's LZO1X-1 ------------------------------------------------------------------------------------------ */
+/* -- lzo: liblzo2's LZO1X-1 -------------------------------------------------------------------------------------- */
 
 static struct {
 	int (*decompress)(const void *, size_t, void *, size_t *, void *);
@@ -75,7 +75,7 @@ static size_t lzo_encode(const void *in, size_t page_size, void *out, size_t roo
 	return lzo.compress(in, page_size, out, &got, lzo.work) ? 0 : got;
 }
 
-/* -- snappy ---------------------------------------------------------------------------------------------------------- */
+/* -- snappy ------------------------------------------------------------------------------------------------------ */
 
 static struct {
 	int (*length)(const void *, size_t, size_t *);
@@ -102,7 +102,7 @@ static size_t snappy_encode(const void *in, size_t page_size, void *out, size_t 
 	return snappy.compress(in, page_size, out, &room) ? 0 : room;
 }
 
-/* -- zstd ------------------------------------------------------------------------------------------------------------ */
+/* -- zstd -------------------------------------------------------------------------------------------------------- */
 
 static struct {
 	void *(*create_dctx)(void);
@@ -110,12 +110,15 @@ static struct {
 	void *(*create_cctx)(void);
 	size_t (*compress)(void *, void *, size_t, const void *, size_t, int);
 	unsigned (*is_error)(size_t);
+	size_t (*frame_size)(const void *, size_t);
 	void *dctx, *cctx;
 } zstd;
 
 static int zstd_decode(const void *in, size_t size, void *out, size_t page_size)
 {
 	if (!zstd.dctx && !(zstd.dctx = zstd.create_dctx()))
+		return -1;
+	if (zstd.frame_size(in, size) != size) /* several frames would be decoded one behind the other */
 		return -1;
 	return zstd.decompress(zstd.dctx, out, page_size, in, size) == page_size ? 0 : -1; /* errors are huge numbers */
 }
@@ -135,7 +138,7 @@ static size_t zstd_bound(size_t page_size)
 	return page_size + page_size / 256 + 512; /* beyond ZSTD_COMPRESSBOUND of anything below 128 KiB */
 }
 
-/* -- finding them ---------------------------------------------------------------------------------------------------- */
+/* -- finding them ------------------------------------------------------------------------------------------------ */
 
 struct symbol {
 	const char *name;
@@ -206,7 +209,7 @@ static int load_zstd(void)
 	const struct symbol symbols[] = {
 		{ "ZSTD_createDCtx", &zstd.create_dctx }, { "ZSTD_decompressDCtx", &zstd.decompress },
 		{ "ZSTD_createCCtx", &zstd.create_cctx }, { "ZSTD_compressCCtx", &zstd.compress },
-		{ "ZSTD_isError", &zstd.is_error },
+		{ "ZSTD_isError", &zstd.is_error },       { "ZSTD_findFrameCompressedSize", &zstd.frame_size },
 	};
 
 	return load(names, symbols, COUNT(symbols));

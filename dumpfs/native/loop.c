@@ -3,6 +3,7 @@
  * Sources: Linux include/uapi/linux/fuse.h (requests and answers), fs/fuse/dev.c (errors of read and write).
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include "loop.h"
 
 #include <errno.h>

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from dumpfs.structs import Buffer
 
+VERSION: int
+"""Of what is in here; see `dumpfs.native`."""
+
 def has_codec(flag: int) -> bool:
     """Whether the library of a compression (the flag in a page descriptor) is installed."""
 

@@ -1,10 +1,5 @@
 /* The Python module dumpfs.native.loops; `loops.pyi` says what is in it. */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-
-#include "codecs.h"
-#include "encode.h"
+#include "functions.h" /* first: Python.h */
 #include "loop.h"
 #include "pages.h"
 
@@ -12,12 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MOST_PAGE_SHIFT 16
+#define VERSION 1 /* to be raised with the one in __init__.py */
 #define MOST_EXTENTS (1 << 16)
 
 static PyObject *pages_type;
 
-/* -- Pages ----------------------------------------------------------------------------------------------------------- */
+/* -- Pages ------------------------------------------------------------------------------------------------------- */
 
 struct pages_object {
 	PyObject_HEAD
@@ -44,6 +39,10 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 		++shift;
 	if (page_size != (Py_ssize_t)1 << shift || shift < 9 || cache < 0) {
 		PyErr_SetString(PyExc_ValueError, "page_size must be a power of two from 512 to 65536, and cache not negative");
+		return NULL;
+	}
+	if (bitmap > LAST_OFFSET || stop > LAST_OFFSET || table > LAST_OFFSET || count > LAST_OFFSET / DESCRIPTOR_BYTES) {
+		PyErr_SetString(PyExc_ValueError, "a place lies beyond any file");
 		return NULL;
 	}
 	self = (struct pages_object *)alloc(type, 0);
@@ -141,7 +140,7 @@ static PyType_Spec pages_spec = {
 	.slots = pages_slots,
 };
 
-/* -- Loop ------------------------------------------------------------------------------------------------------------ */
+/* -- Loop -------------------------------------------------------------------------------------------------------- */
 
 struct loop_object {
 	PyObject_HEAD
@@ -223,6 +222,10 @@ static int take_extents(struct extent *extents, PyObject *given, Py_ssize_t coun
 		Py_XDECREF(item);
 		if (!good)
 			return -1;
+		if (offset > LAST_OFFSET || address > LAST_OFFSET || size > LAST_OFFSET) {
+			PyErr_SetString(PyExc_ValueError, "an extent lies beyond any file or memory");
+			return -1;
+		}
 		if (i && (offset < extents[i - 1].offset || offset - extents[i - 1].offset < extents[i - 1].size)) {
 			PyErr_SetString(PyExc_ValueError, "extents must ascend and not overlap");
 			return -1;
@@ -321,75 +324,11 @@ static PyType_Spec loop_spec = {
 	.slots = loop_slots,
 };
 
-/* -- functions ------------------------------------------------------------------------------------------------------- */
-
-static PyObject *has_codec(PyObject *module, PyObject *args)
-{
-	unsigned int flag;
-
-	(void)module;
-	if (!PyArg_ParseTuple(args, "I", &flag))
-		return NULL;
-	return PyBool_FromLong(codec_find(flag) != NULL);
-}
-
-static PyObject *encode_buffers(const struct codec *codec, struct batch *batch)
-{
-	size_t room = batch->count * batch->page_size + codec->bound(batch->page_size);
-	PyObject *blob = PyBytes_FromStringAndSize(NULL, room);
-	PyObject *sizes = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->sizes);
-	PyObject *flags = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->flags);
-	PyObject *view = NULL, *used = NULL, *result = NULL;
-
-	if (blob && sizes && flags && (view = PyMemoryView_FromObject(blob))) {
-		batch->out = (uint8_t *)PyBytes_AsString(blob); /* nobody else knows the three yet */
-		batch->sizes = (uint32_t *)PyBytes_AsString(sizes);
-		batch->flags = (uint32_t *)PyBytes_AsString(flags);
-		used = PySequence_GetSlice(view, 0, encode_batch(codec, batch)); /* a copy would cost as much as the zero test */
-	}
-	if (used)
-		result = PyTuple_Pack(3, used, sizes, flags);
-	Py_XDECREF(used);
-	Py_XDECREF(view);
-	Py_XDECREF(blob);
-	Py_XDECREF(sizes);
-	Py_XDECREF(flags);
-	return result;
-}
-
-static PyObject *encode(PyObject *module, PyObject *args)
-{
-	struct batch batch = { 0 };
-	const struct codec *codec;
-	PyObject *result = NULL;
-	Py_buffer data, kinds;
-	Py_ssize_t page_size;
-	unsigned int flag;
-
-	(void)module;
-	if (!PyArg_ParseTuple(args, "Iy*nw*b", &flag, &data, &page_size, &kinds, &batch.zero_kind))
-		return NULL;
-	codec = codec_find(flag);
-	if (!codec) {
-		PyErr_Format(PyExc_ValueError, "there is no library for the codec with flag %#x", flag);
-	} else if (page_size < 64 || page_size > 1 << MOST_PAGE_SHIFT || data.len % page_size ||
-		   data.len / page_size != kinds.len) {
-		PyErr_SetString(PyExc_ValueError, "data are not as many pages as there are kinds");
-	} else {
-		batch.data = data.buf;
-		batch.page_size = page_size;
-		batch.count = kinds.len;
-		batch.kinds = kinds.buf;
-		result = encode_buffers(codec, &batch);
-	}
-	PyBuffer_Release(&data);
-	PyBuffer_Release(&kinds);
-	return result;
-}
+/* -- the module -------------------------------------------------------------------------------------------------- */
 
 static PyMethodDef functions[] = {
-	{ "has_codec", has_codec, METH_VARARGS, "Whether a compression's library is installed." },
-	{ "encode", encode, METH_VARARGS, "A batch of pages as it is stored." },
+	{ "has_codec", python_has_codec, METH_VARARGS, "Whether a compression's library is installed." },
+	{ "encode", python_encode, METH_VARARGS, "A batch of pages as it is stored." },
 	{ NULL, NULL, 0, NULL },
 };
 
@@ -400,7 +339,7 @@ static int add_types(PyObject *module)
 
 	pages_type = PyType_FromModuleAndSpec(module, &pages_spec, NULL);
 	failed = !pages_type || !loop_type || PyModule_AddObjectRef(module, "Pages", pages_type) ||
-		 PyModule_AddObjectRef(module, "Loop", loop_type);
+		 PyModule_AddObjectRef(module, "Loop", loop_type) || PyModule_AddIntConstant(module, "VERSION", VERSION);
 	Py_XDECREF(loop_type);
 	return failed ? -1 : 0;
 }

@@ -5,6 +5,7 @@
  * the process with SIGBUS where a disk fails or a file became shorter.
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64
 #include "pages.h"
 #include "codecs.h"
 
@@ -16,7 +17,8 @@
 
 #define CHUNKS 128 /* kept of the bitmap: the descriptors' numbers for 2 GiB of memory, in 83 KB */
 #define GROUPS 8192 /* kept of the descriptors: those of 2 GiB of stored pages, in 13 MB when all are used */
-#define LAST_OFFSET ((uint64_t)1 << 62) /* no file reaches there */
+_Static_assert(sizeof(off_t) == 8, "offsets of large files");
+
 
 int pages_prepare(struct pages *pages, size_t cache_bytes)
 {
@@ -82,7 +84,7 @@ static int read_all(const struct pages *pages, void *to, size_t size, uint64_t o
 	return 0;
 }
 
-/* -- the bitmap ------------------------------------------------------------------------------------------------------ */
+/* -- the bitmap -------------------------------------------------------------------------------------------------- */
 
 static const struct chunk *find_chunk(struct pages *pages, uint64_t number)
 {
@@ -128,7 +130,7 @@ static int find_page(struct pages *pages, uint64_t page, uint64_t *rank)
 	return 1;
 }
 
-/* -- descriptors and data -------------------------------------------------------------------------------------------- */
+/* -- descriptors and data ---------------------------------------------------------------------------------------- */
 
 /* `count` descriptors from number `first` on into pages->descriptors: 0, or -1. */
 static int read_descriptors(const struct pages *pages, uint64_t first, size_t count)

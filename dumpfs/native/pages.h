@@ -1,7 +1,8 @@
 /* Pages of one plain kdump-compressed file: found by its bitmap and descriptors, read and decoded.
  *
  * Only what is in order is done here. Whatever is not (a page that is lost or damaged, a file that became shorter, a
- * codec without library) is refused without a reason, and the caller has the Python code find out and say what is wrong.
+ * codec without library) is refused without a reason, and the caller has the Python code find out and say what is
+ * wrong.
  */
 #ifndef DUMPFS_PAGES_H
 #define DUMPFS_PAGES_H
@@ -66,6 +67,9 @@ void pages_release(struct pages *pages);
 
 /* Bytes of decoded pages that are kept. */
 size_t pages_used(const struct pages *pages);
+
+/* No file, and no memory, reaches there: sums of less than this do not wrap. */
+#define LAST_OFFSET ((uint64_t)1 << 62)
 
 /* Most bytes that `pages_read` takes. */
 #define MOST_BYTES ((size_t)1 << 20)

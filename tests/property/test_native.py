@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the C code is not in use"
 
 
 def compare(image: KdumpImage, size: int, damaged: bool) -> None:
-    """Every page by itself and in runs. Of a damaged file the loop may refuse more: libraries differ in what they bear."""
+    """Every page by itself and in runs. Of a damaged file the loop may refuse more: libraries bear different things."""
     pages = open_pages(image.plain_pages(), size)
     if pages is None:
         return

@@ -293,6 +293,7 @@ class KdumpImage:
 
     def close(self) -> None:
         """See `DumpImage.close`."""
+        self._native = False  # it has the descriptor's number, which another file may get
         for source in self._sources:
             source.close()
 

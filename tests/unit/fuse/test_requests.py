@@ -17,15 +17,15 @@ from dumpfs.vfs.node import FileNode
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the C code is not in use")
 
 LOOKUP, FORGET, READ, READDIR, INTERRUPT, BATCH_FORGET, READDIRPLUS = 1, 2, 15, 28, 36, 42, 44
-ANSWER = struct.Struct("<IiQ")
+ANSWER = struct.Struct("=IiQ")
 
 
 def request(opcode: int, unique: int = 1, body: bytes = b"") -> bytes:
-    return struct.pack("<IIQQIIII", 40 + len(body), opcode, unique, 1, 0, 0, 1, 0) + body
+    return struct.pack("=IIQQIIII", 40 + len(body), opcode, unique, 1, 0, 0, 1, 0) + body
 
 
 def read_body(fh: int, offset: int, size: int) -> bytes:
-    return struct.pack("<QQIIQII", fh, offset, size, 0, 0, 0, 0)
+    return struct.pack("=QQIIQII", fh, offset, size, 0, 0, 0, 0)
 
 
 class Text(FileNode):

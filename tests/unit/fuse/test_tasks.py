@@ -181,3 +181,14 @@ def test_current_task_has_its_name(tasks):
 
     tasks.run(main)
     assert names == ["pyfuse-01"]
+
+
+def test_tasks_that_wait_for_each_other_end_the_run(tasks):
+    lock = Lock(tasks)
+
+    async def main():
+        await lock.acquire()
+        await lock.acquire()
+
+    with pytest.raises(RuntimeError, match="waits for another"):
+        tasks.run(main)

@@ -24,9 +24,9 @@ pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the C code is not in use"
 PAGE = 4096
 HANDLE = 77
 READ, GETATTR = 15, 3
-HEADER = struct.Struct("<IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, nothing
-READ_IN = struct.Struct("<QQIIQII")  # handle, offset, size, flags, lock owner, flags, nothing
-ANSWER = struct.Struct("<IiQ")
+HEADER = struct.Struct("=IIQQIIII")  # length, opcode, unique, node, uid, gid, pid, nothing
+READ_IN = struct.Struct("=QQIIQII")  # handle, offset, size, flags, lock owner, flags, nothing
+ANSWER = struct.Struct("=IiQ")
 
 
 def request(opcode: int, unique: int, body: bytes = b"") -> bytes:
@@ -187,5 +187,8 @@ def test_impossible_arguments_are_refused(device):
         device.loop.add(1, device.pages, [(0, 100, 0), (99, 100, 0)])
     with pytest.raises(ValueError, match="extents"):
         device.loop.add(1, device.pages, [])
+    for beyond in ((1 << 63, 1, 0), (0, 1 << 63, 0), (0, 1, (1 << 64) - 4096), (-1, 5, -1)):
+        with pytest.raises(ValueError, match="beyond"):
+            device.loop.add(1, device.pages, [beyond])
     with pytest.raises(TypeError):
         device.loop.add(1, "pages", [(0, 100, 0)])

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import zstandard
 
 from dumpfs.formats import open_image
 from dumpfs.formats.kdump.image import KdumpImage
@@ -15,6 +16,7 @@ from dumpfs.memory.cache import PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.native import AVAILABLE
 from dumpfs.sources.local import FileSource, MemorySource
+from dumpfs.units import PageState
 from tests.build.kdump import KdumpSpec, build_kdump, split_parts
 from tests.build.model import Kind, Memory, Page
 
@@ -138,6 +140,32 @@ def test_a_file_that_becomes_shorter_is_refused(tmp_path):
     assert fresh.read(0, PAGE) is None
 
 
+@needs_native
+def test_a_closed_dump_reads_no_other_file(tmp_path):
+    """Its descriptor's number may be another file's by then."""
+    image = image_of(tmp_path, mixed_memory())
+    assert image.read_run(5, 3)[1] == bytes(3)
+    image.close()
+    with open(tmp_path / "dump", "rb"):
+        assert set(image.read_run(5, 3)[1]) == {PageState.CORRUPT}
+
+
+@needs_native
+@pytest.mark.parametrize("how", ["two frames", "skippable first", "junk behind"])
+def test_zstd_pages_of_more_than_one_frame_are_refused(tmp_path, how):
+    page = content(1)
+    compress = zstandard.ZstdCompressor(level=1).compress
+    blob = {
+        "two frames": compress(page[:2048]) + compress(page[2048:]),
+        "skippable first": b"\x50\x2a\x4d\x18\4\0\0\0junk" + compress(page),
+        "junk behind": compress(page) + b"junk",
+    }[how]
+    assert len(blob) < PAGE
+    memory = Memory(PAGE, 10, {1: Page(page, codec="zstd", stored_form=(0x20, blob))})
+    image = image_of(tmp_path, memory)
+    assert open_pages(image.plain_pages(), PAGE).read(PAGE, PAGE) is None
+
+
 def test_only_whole_plain_files_are_for_the_loop(tmp_path):
     memory = mixed_memory()
     assert image_of(tmp_path, memory).plain_pages() is not None
@@ -155,10 +183,11 @@ def test_only_whole_plain_files_are_for_the_loop(tmp_path):
 def test_unusual_page_sizes_are_left_to_python(tmp_path):
     image = image_of(tmp_path, mixed_memory())
     assert open_pages(image.plain_pages(), 1 << 18) is None
-    with pytest.raises(ValueError, match="page_size"):
-        type(open_pages(image.plain_pages(), PAGE))(
-            fd=0, bitmap=0, stop=0, ranks=b"", table=0, count=0, page_size=5000, zeros=True, cache=0
-        )
+    pages = type(open_pages(image.plain_pages(), PAGE))
+    good = {"fd": 0, "bitmap": 0, "stop": 0, "ranks": b"", "table": 0, "count": 0, "page_size": PAGE, "cache": 0}
+    for name, wrong in {"page_size": 5000, "cache": -1, "bitmap": 1 << 63, "table": 1 << 63, "count": 1 << 60}.items():
+        with pytest.raises(ValueError, match=r"page_size|beyond"):
+            pages(zeros=True, **good | {name: wrong})
 
 
 @needs_native
