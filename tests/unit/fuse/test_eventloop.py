@@ -121,7 +121,6 @@ def test_requests_are_answered_after_slow_reads_in_a_row(worker):
 
     thread = threading.Thread(target=client)
     thread.start()
-    signal.alarm(0)
     worker.loop.tasks.run(worker.main, timeout=30)
     thread.join(20)
     assert answered == [True] * 30
