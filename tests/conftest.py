@@ -11,6 +11,7 @@ import lzma
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ _skipped_tools: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell without job control; commands under test would ignore it, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "logs(pattern): warnings that the code under test may log, as a regular expression"
     )
