@@ -179,6 +179,10 @@ def test_only_whole_plain_files_are_for_the_loop(tmp_path):
     assert KdumpImage.open(parts).plain_pages() is None
 
 
+def test_a_flattened_real_dump_is_left_to_python(corpus):
+    assert open_image([corpus("tiny/qemu-kaslr.kdump-lzo")]).plain_pages() is None
+
+
 @needs_native
 def test_unusual_page_sizes_are_left_to_python(tmp_path):
     image = image_of(tmp_path, mixed_memory())
@@ -191,7 +195,7 @@ def test_unusual_page_sizes_are_left_to_python(tmp_path):
 
 
 @needs_native
-@pytest.mark.parametrize("name", ["tiny/mkd-raw-d31.kdump", "tiny/mkd-zstd-d31.kdump", "tiny/qemu-kaslr.kdump-lzo"])
+@pytest.mark.parametrize("name", ["tiny/mkd-raw-d31.kdump", "tiny/mkd-zstd-d31.kdump", "deb61/raw-d31.kdump"])
 def test_real_dumps(corpus, name):
     image = open_image([corpus(name)])
     pages = open_pages(image.plain_pages(), PAGE, zeros=True)
