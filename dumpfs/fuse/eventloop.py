@@ -219,16 +219,14 @@ class EventLoop:
     async def _wait_politely(self, fd: int) -> None:
         requests = self.requests
         try:
-            if requests is None:
-                await self.tasks.wait_readable(fd)
-                while not self._poll(fd)(0):  # another worker may have been quicker
-                    await self.tasks.wait_readable(fd)
-            else:
-                await self.tasks.wait_readable(requests.fd)
-                requests.carry()
-                while not requests.take(polite=True):
-                    await self.tasks.wait_readable(requests.fd)
+            come = False
+            while not come:  # another worker may have been quicker
+                await self.tasks.wait_readable(fd if requests is None else requests.fd)
+                if requests is None:
+                    come = bool(self._poll(fd)(0))
+                else:
                     requests.carry()
+                    come = requests.take(polite=True)
         except OSError as exc:
             raise _as_pyfuse3_expects(exc) from exc
         finally:

@@ -131,7 +131,6 @@ class Requests:
         self._events = events
         self.fd = events.fileno()
         """Readable when a request or an answer of libfuse is there."""
-        self._expected = False
         self._loop = loops.Loop(
             device=device,
             room=_room(),
@@ -195,7 +194,6 @@ class Requests:
                     return False
             elif opcode not in _NO_ANSWER:
                 self.socket.send(_in_pieces(request) if opcode in _LISTINGS else request)
-                self._expected = True
                 return True
 
     def _read(self, request: bytes) -> bool:
@@ -233,8 +231,6 @@ class Requests:
 
     def carry(self) -> None:
         """Carry libfuse's answers to the device."""
-        if not self._expected:
-            return
         while True:
             try:
                 answer = self.socket.recv(_ROOM, socket.MSG_DONTWAIT)

@@ -92,15 +92,14 @@ class Encoder:
         data, lost = self.read(first, stop)
         count = len(data) // self._page_size
         kinds = np.zeros(count, dtype=np.uint8)
+        if lost is not None:
+            kinds[lost] = KIND_LOST
         if self._encode is not None:
-            if lost is not None:
-                kinds[lost] = KIND_LOST
             zero_kind = KIND_ZERO if self._plan.shares_zero_pages else KIND_DATA
             blob, sizes, flags = self._encode(self._flag, data, self._page_size, kinds.data, zero_kind)
             return Encoded(np.frombuffer(sizes, np.uint32), np.frombuffer(flags, np.uint32), kinds, [blob])
         zero = find_zero_pages(data, self._page_size)
         if lost is not None:
-            kinds[lost] = KIND_LOST
             zero &= ~lost
         if self._plan.shares_zero_pages:
             kinds[zero] = KIND_ZERO
