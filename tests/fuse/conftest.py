@@ -114,10 +114,25 @@ class Mounter:
         return path
 
     def wait_for_workers(self, path: Path, options: Sequence[str]) -> None:
-        """Return when all workers are there: a mount answers before."""
+        """Return when all workers are at work: a mount answers before."""
         said = [text.removeprefix("workers=") for text in options if text.startswith("workers=")]
         count = int(said[-1]) if said else MountOptions().workers
-        wait_until(lambda: len(self.processes(path)) > count, "all workers are there")
+        wait_until(lambda: len(self._workers(path)) >= count, "all workers are at work")
+
+    def _workers(self, path: Path) -> list[int]:
+        """Process ids of those that take requests: children of the supervisor that no longer block its signals."""
+        supervisor, *others = self.processes(path) or [0]
+        found = []
+        for pid in others:
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            except OSError:
+                continue
+            status = dict(line.split(":\t", 1) for line in lines)
+            blocked = int(status["SigBlk"], 16) >> (signal.SIGTERM - 1) & 1
+            if int(status["PPid"]) == supervisor and not blocked:
+                found.append(pid)
+        return found
 
     def log_file(self, path: Path) -> Path:
         """The log of the mount at `path`."""
