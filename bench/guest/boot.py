@@ -1,6 +1,9 @@
-"""Boot the guest, dump it from QEMU, crash it, and wait until the capture kernel has saved its /proc/vmcore.
+"""boot.py MEMORY HEAPS [elf]: boot the guest, crash it, and wait until the capture kernel has saved its /proc/vmcore.
 
-Works in the current directory: reads root/boot and disk.img, writes guest.elf, guest.vmcore and serial.log.
+MEMORY is in MiB: the crashed system has this less what the capture kernel lives in. HEAPS is the number of processes
+that fill it. With `elf`, QEMU dumps it first.
+
+Works in the current directory: reads root/boot and disk.img, writes guest.vmcore, serial.log and perhaps guest.elf.
 """
 
 import json
@@ -12,7 +15,8 @@ import time
 from collections.abc import Callable
 from typing import IO
 
-MEMORY = 1280  # MiB; the crashed system has this less the next, which the capture kernel lives in
+MEMORY, HEAPS = map(int, sys.argv[1:3])
+WITH_ELF = sys.argv[3:] == ["elf"]
 CRASHKERNEL = 192  # MiB
 # Twenty times what an idle machine takes, since emulation on a busy one is slow.
 TIMEOUT = 600  # seconds, for each step
@@ -27,7 +31,7 @@ COMMAND = [
     "-drive", "file=guest.vmcore,if=virtio,format=raw,cache=unsafe",
     "-kernel", "root/boot/vmlinuz", "-initrd", "root/boot/initrd",
     # Few kernel messages on the console, so that none falls into a line of init; the log buffer has them all.
-    "-append", f"console=ttyS0 loglevel=4 crashkernel={CRASHKERNEL}M panic=-1",
+    "-append", f"console=ttyS0 loglevel=4 crashkernel={CRASHKERNEL}M panic=-1 heaps={HEAPS}",
     "-qmp", "stdio", "-serial", "chardev:serial",
 ]  # fmt: skip
 
@@ -89,13 +93,14 @@ def open_pipes(qemu: "subprocess.Popen[str]") -> tuple[IO[str], IO[str]]:
 
 
 def take_dumps(qemu: "subprocess.Popen[str]", console: Console, say: Callable[[str], None]) -> int:
-    """Dump the guest from outside, then from inside; returns the size of its /proc/vmcore in bytes. Ends QEMU."""
+    """Dump the guest from outside, if asked for, then from inside; the size of its /proc/vmcore in bytes. Ends QEMU."""
     try:
         qmp(qemu, "qmp_capabilities")
         say("booting and filling the guest")
         console.wait_line(b"@@ READY")
-        say("QEMU dumps")
-        qmp(qemu, "dump-guest-memory", paging=False, protocol=f"file:{os.getcwd()}/guest.elf")
+        if WITH_ELF:
+            say("QEMU dumps")
+            qmp(qemu, "dump-guest-memory", paging=False, protocol=f"file:{os.getcwd()}/guest.elf")
         say("crash; the capture kernel saves /proc/vmcore")
         console.send_line()
         size = int(console.wait_line(b"@@ SAVED"))
@@ -107,7 +112,7 @@ def take_dumps(qemu: "subprocess.Popen[str]", console: Console, say: Callable[[s
 
 
 def main() -> None:
-    """Start QEMU, take both dumps, cut the second to its size."""
+    """Start QEMU, take the dumps, cut the vmcore to its size."""
     started = time.monotonic()
 
     def say(text: str) -> None:

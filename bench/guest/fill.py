@@ -43,7 +43,9 @@ def fill_heap(seed: int) -> list[object]:
     """Objects as a program has them: small and linked, text, compressed data, random bytes, a sparse buffer."""
     rng = random.Random(seed)
     trees = []
-    for name in sorted(glob.glob("/usr/lib/python3.11/*.py"))[seed * 30 : seed * 30 + 30]:
+    names = sorted(glob.glob("/usr/lib/python3.11/*.py"))
+    first = seed * 30 % len(names)
+    for name in names[first : first + 30]:
         with open(name, encoding="utf-8") as source:
             trees.append(ast.parse(source.read()))
     records = {i: {"name": f"user{i}", "value": rng.random(), "tags": [i, 2 * i, str(i)]} for i in range(RECORDS)}

@@ -19,7 +19,7 @@ from dumpfs.sources.base import ByteSource
 from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Flags, pfn_flags, window
-from dumpfs.writer.encode import KIND_DATA, KIND_LOST, KIND_ZERO, Encoded, Encoder, find_zero_pages
+from dumpfs.writer.encode import KIND_DATA, KIND_LOST, KIND_ZERO, Encoded, Encoder, find_zero_pages, join
 from dumpfs.writer.plan import WritePlan
 from dumpfs.writer.sink_kdump import descriptor_dtype
 
@@ -80,15 +80,7 @@ class CopyEncoder:
             parts = None
         if parts is None or any(part is None for part in parts):
             return self._fallback.encode(first, stop)
-        good = [part for part in parts if part is not None]
-        if len(good) == 1:
-            return good[0]
-        return Encoded(
-            np.concatenate([part.sizes for part in good]),
-            np.concatenate([part.flags for part in good]),
-            np.concatenate([part.kinds for part in good]),
-            [chunk for part in good for chunk in part.chunks],
-        )
+        return join([part for part in parts if part is not None])
 
     def _stretches(self, first: Pfn, stop: Pfn) -> list[_Stretch] | None:
         """The wanted pages' descriptors, or None when some are not there."""

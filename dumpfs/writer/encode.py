@@ -48,6 +48,18 @@ class Encoded:
         return int(self.sizes.sum(dtype=np.int64))
 
 
+def join(parts: list[Encoded]) -> Encoded:
+    """Batches that follow each other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Encoded(
+        np.concatenate([part.sizes for part in parts]),
+        np.concatenate([part.flags for part in parts]),
+        np.concatenate([part.kinds for part in parts]),
+        [chunk for part in parts for chunk in part.chunks],
+    )
+
+
 def find_zero_pages(data: Buffer, page_size: int) -> Flags:
     """Which of the whole pages in `data` hold only zeros."""
     words = np.frombuffer(data, dtype=np.uint64).reshape(-1, page_size // 8)

@@ -3,7 +3,9 @@
     headers (marked incomplete), bitmaps, room for every descriptor, [the shared zero page], page data in pfn order
 
 The first write marks the file incomplete and the last but the rename clears the mark. Descriptors follow their data, in
-pfn order: whatever is cut off, the descriptors that are there point at data that is there.
+pfn order: whatever is cut off, the descriptors that are there point at data that is there. Those of many batches are
+written at once, for a file has one writer at a time: each write would wait for a worker's, some megabytes long, and a
+worker for it.
 
 Sources: makedumpfile IMPLEMENTATION and diskdump_mod.h (layouts live in formats.kdump.header), makedumpfile's output.
 """
@@ -22,7 +24,7 @@ from dumpfs.structs import Abi
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, count_bits
 from dumpfs.writer.bytesink import ByteSink
-from dumpfs.writer.encode import KIND_DATA, KIND_ZERO, Encoded
+from dumpfs.writer.encode import KIND_DATA, KIND_ZERO, Encoded, join
 from dumpfs.writer.plan import HeaderFacts, WritePlan
 
 HEADER_VERSION = 6
@@ -146,6 +148,9 @@ class KdumpSink:
         self.written = 0
         """Descriptors that are in the file."""
         self._dtype = descriptor_dtype(layout.abi)
+        self._waiting: list[Encoded] = []
+        self._waiting_offset = 0
+        """Batches whose descriptors are not in the file yet, and where the first one's bytes are; the others follow."""
 
     @property
     def first(self) -> Pfn:
@@ -195,15 +200,30 @@ class KdumpSink:
         return [(offset, 0, nbytes)]
 
     def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
-        """Write the descriptors of the next batch, whose bytes are in the file.
+        """Take note of the next batch, whose bytes are in the file; in a stream its descriptors follow at once.
 
         Raises:
             OSError: as `ByteSink.write_at`.
         """
+        if not self._waiting:
+            self._waiting_offset = pieces[0][0]
+        self._waiting.append(encoded)
+        if self.ordered:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the descriptors that wait.
+
+        Raises:
+            OSError: as `ByteSink.write_at`.
+        """
+        if not self._waiting:
+            return
         layout = self.layout
-        rows = build_descriptors(self._dtype, encoded, pieces[0][0], layout.data_offset, layout.page_size)
+        batches, self._waiting = self._waiting, []
+        rows = build_descriptors(self._dtype, join(batches), self._waiting_offset, layout.data_offset, layout.page_size)
         self.out.write_at(layout.descriptor_offset + DESCRIPTOR_BYTES * self.written, [rows])
-        self.written += len(encoded.sizes)
+        self.written += len(rows) // DESCRIPTOR_BYTES
 
     def finish(self, *, complete: bool) -> None:
         """Write the erase information and, for a complete dump, clear the mark."""

@@ -62,3 +62,6 @@ class ZeroCollector:
         flags[np.flatnonzero(flags)[zero]] = False
         packed = np.packbits(flags, bitorder="little")
         self.without_zero[first // 8 : first // 8 + len(packed)] = packed
+
+    def flush(self) -> None:
+        """Nothing is written."""

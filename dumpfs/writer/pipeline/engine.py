@@ -2,18 +2,21 @@
 
 Workers are forked (threads would fight over the interpreter), so they share the plan and the open files for nothing.
 The parent hands out batches; a worker encodes one and reports its sizes; the parent, in batch order, says where its
-bytes go; the worker writes them; and the parent, in batch order again, writes the descriptors. So the same plan gives
-the same file with any number of workers, and descriptors never run ahead of data.
+bytes go; the worker writes them; and the parent, in batch order again and some times a second, writes the descriptors.
+So the same plan gives the same file with any number of workers, and descriptors never run ahead of data.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import select
 import selectors
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -22,7 +25,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dumpfs.errors import DumpfsError, WriteError
-from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
 from dumpfs.writer.bytesink import ByteSink
@@ -33,7 +35,7 @@ _QUEUED = 2
 _UNPLACED = 4
 """Batches per worker that may be encoded or in work and not yet placed: bounds memory when one takes long."""
 _TICK = 0.25
-"""Seconds between two looks at whether to stop."""
+"""Seconds between two looks at whether to stop, and how long descriptors may wait to be written."""
 
 Piece = tuple[int, int, int]
 
@@ -59,6 +61,9 @@ class DumpSink(Protocol):
 
     def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
         """The next batch's bytes are in the file."""
+
+    def flush(self) -> None:
+        """Write what waits to be written about the batches so far."""
 
 
 class BatchEncoder(Protocol):
@@ -102,6 +107,15 @@ class _Failure(Exception):
         self.errno = errno
 
 
+@contextmanager
+def _output() -> Iterator[None]:
+    """What goes wrong in the body is the output's."""
+    try:
+        yield
+    except OSError as exc:
+        raise _Failure(exc.strerror or str(exc), exc.errno or 0) from exc
+
+
 @dataclass(slots=True)
 class _Worker:
     connection: Connection
@@ -133,6 +147,7 @@ class Pipeline:
     _issued: int = 0
     _placed: int = 0
     _committed: int = 0
+    _flushed: float = field(default_factory=time.monotonic)
 
     def run(self, jobs: Iterable[Job]) -> Totals:
         """Write every job; an early end is told in `Totals.cause`, not raised.
@@ -142,7 +157,10 @@ class Pipeline:
         """
         self._start()
         try:
-            self._loop(iter(jobs))
+            try:
+                self._loop(iter(jobs))
+            finally:
+                self._flush()
         except _Failure as exc:
             self.totals.cause, self.totals.errno = exc.cause, exc.errno
         finally:
@@ -209,21 +227,22 @@ class Pipeline:
     def _receive(self, worker: _Worker) -> None:
         """Take one message; whether there are more, the selector knows, and at less cost than the connection."""
         try:
-            kind, batch_number, *rest = worker.connection.recv()
+            kind, written, *rest = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             raise _Failure("a worker process was killed, perhaps for lack of memory") from None
+        for number in written:
+            self._batches[number].written = True
+        if written:
+            self._commit()
         if kind == "encoded":
             worker.queued -= 1
-            sizes, flags, kinds = rest
-            self._batches[batch_number].encoded = Encoded(
+            number, sizes, flags, kinds = rest
+            self._batches[number].encoded = Encoded(
                 np.frombuffer(sizes, np.uint32), np.frombuffer(flags, np.uint32), np.frombuffer(kinds, np.uint8), []
             )
-        elif kind == "written":
-            self._batches[batch_number].written = True
-            self._commit()
         elif kind == "refused":
             raise _Failure(rest[1], rest[0])
-        else:
+        elif kind == "failed":
             raise rest[0] if isinstance(rest[0], DumpfsError) else WriteError(str(rest[0]))
 
     def _place(self) -> None:
@@ -240,13 +259,19 @@ class Pipeline:
         while (batch := self._batches.get(self._committed)) is not None and batch.written:
             assert batch.encoded is not None
             assert batch.pieces is not None
-            try:
+            with _output():
                 self.sinks[batch.job.sink].commit(batch.encoded, batch.pieces)
-            except OSError as exc:
-                raise _Failure(exc.strerror or str(exc), exc.errno or 0) from exc
             del self._batches[self._committed]
             self._committed += 1
             self._count(batch.encoded)
+        if time.monotonic() - self._flushed > _TICK:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        with _output():
+            for sink in self.sinks:
+                sink.flush()
 
     def _count(self, encoded: Encoded) -> None:
         totals = self.totals
@@ -267,28 +292,36 @@ def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncod
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in foreign:
         end.close()
-    keep_freed_memory()
+    orders = select.poll()
+    orders.register(connection, select.POLLIN)
+    told_at_once = any(not out.concurrent for out in outs)
     held: dict[int, list[Buffer]] = {}
+    # What was written is told along with the next batch, for the parent's turns cost time that workers need; unless
+    # others wait for it, or there is nothing else to do.
+    written: list[int] = []
     try:
         while True:
+            if written and (told_at_once or not orders.poll(0)):
+                connection.send(("written", written))
+                written = []
             kind, number, *rest = connection.recv()
             if kind == "encode":
                 encoded = encoder.encode(*rest)
                 held[number] = encoded.chunks
-                connection.send(
-                    ("encoded", number, encoded.sizes.tobytes(), encoded.flags.tobytes(), encoded.kinds.tobytes())
-                )
+                arrays = (encoded.sizes.tobytes(), encoded.flags.tobytes(), encoded.kinds.tobytes())
+                connection.send(("encoded", written, number, *arrays))
+                written = []
             else:
                 _write(outs[rest[0]], held.pop(number), rest[1])
-                connection.send(("written", number))
+                written.append(number)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the parent has gone or has hung up
     except OSError as exc:
-        _complain(connection, ("refused", -1, exc.errno or 0, exc.strerror or str(exc)))
+        _complain(connection, ("refused", written, exc.errno or 0, exc.strerror or str(exc)))
     except DumpfsError as exc:
-        _complain(connection, ("failed", -1, exc))
+        _complain(connection, ("failed", written, exc))
     except Exception:  # noqa: BLE001 - a bug: the parent must hear of it, with the traceback
-        _complain(connection, ("failed", -1, traceback.format_exc()))
+        _complain(connection, ("failed", written, traceback.format_exc()))
 
 
 def _complain(connection: Connection, message: tuple[object, ...]) -> None:

@@ -19,6 +19,7 @@ from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, Vmcorein
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.pageclass import PageClassifier
+from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, bits_of, count_bits
 from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
@@ -115,6 +116,7 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         DumpfsError: nothing could be written, or a file could not be finished.
         IncompleteDumpError: stopped before the first byte.
     """
+    keep_freed_memory()  # the workers inherit it
     image = open_source(request.sources)
     try:
         kernel = understand(

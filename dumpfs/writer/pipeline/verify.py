@@ -62,6 +62,9 @@ class _Counter:
     def commit(self, encoded: Encoded, pieces: list[tuple[int, int, int]]) -> None:
         """Nothing is kept."""
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
 
 def verify_dump(report: WriteReport, threads: int) -> None:
     """Compare the files of `report` with their source, which is still open.
