@@ -222,7 +222,8 @@ class Pipeline:
         try:
             worker.connection.send(message)
         except (BrokenPipeError, ConnectionResetError):
-            raise _Failure("a worker process was killed, perhaps for lack of memory") from None
+            while True:  # its last words tell why, or there are none
+                self._receive(worker)
 
     def _receive(self, worker: _Worker) -> None:
         """Take one message; whether there are more, the selector knows, and at less cost than the connection."""

@@ -1,0 +1,117 @@
+"""The engine: what is committed, when it is flushed, and what is told when writing ends early."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from dumpfs.errors import DumpfsError
+from dumpfs.structs import Buffer
+from dumpfs.writer.bytesink import NullSink
+from dumpfs.writer.encode import Encoded
+from dumpfs.writer.pipeline.engine import Job, Pipeline
+
+PAGES = 4
+BATCHES = 12
+JOBS = [Job(0, number * PAGES, (number + 1) * PAGES, PAGES) for number in range(BATCHES)]
+
+
+@dataclass
+class Encoder:
+    """Every page is one byte; it takes `seconds` to make a batch, and that of pfn `broken` cannot be made."""
+
+    seconds: float = 0.0
+    broken: int = -1
+
+    def encode(self, first: int, stop: int) -> Encoded:
+        time.sleep(self.seconds)
+        if first == self.broken:
+            raise DumpfsError("made up")
+        count = stop - first
+        ones = np.ones(count, dtype=np.uint32)
+        return Encoded(ones, ones, np.zeros(count, dtype=np.uint8), [bytes(count)])
+
+
+class Out(NullSink):
+    """Has no room from an offset on."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+
+    def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        if offset + sum(map(len, chunks)) > self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@dataclass
+class Sink:
+    """Takes note of what it is told."""
+
+    out: Out
+    ordered: bool = False
+    placed: int = 0
+    waiting: int = 0
+    flushed: list[int] = field(default_factory=list)
+    """Batches committed by each flush that had something to do."""
+
+    def place(self, first: int, stop: int, nbytes: int) -> list[tuple[int, int, int]]:
+        self.placed += nbytes
+        return [(self.placed - nbytes, 0, nbytes)]
+
+    def commit(self, encoded: Encoded, pieces: list[tuple[int, int, int]]) -> None:
+        self.waiting += 1
+
+    def flush(self) -> None:
+        if self.waiting:
+            self.flushed.append(self.waiting)
+        self.waiting = 0
+
+
+def pipeline(encoder: Encoder, sink: Sink, workers: int = 2) -> Pipeline:
+    return Pipeline(encoder, [sink], workers, lambda pages: None, str)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_everything_committed_is_flushed(workers):
+    sink = Sink(Out(1 << 20))
+    totals = pipeline(Encoder(), sink, workers).run(JOBS)
+    assert (totals.pages, totals.nbytes, totals.cause) == (BATCHES * PAGES, BATCHES * PAGES, "")
+    assert sum(sink.flushed) == BATCHES
+
+
+def test_slow_batches_are_flushed_on_the_way():
+    """A writer that is killed has lost less than a second's work."""
+    sink = Sink(Out(1 << 20))
+    pipeline(Encoder(seconds=0.15), sink, workers=1).run(JOBS)
+    assert sum(sink.flushed) == BATCHES
+    assert len(sink.flushed) > 2
+
+
+@pytest.mark.parametrize("whole", [0, 1, 5, BATCHES - 1])
+def test_batches_before_the_one_without_room_are_kept(whole):
+    sink = Sink(Out(whole * PAGES))
+    totals = pipeline(Encoder(), sink, workers=1).run(JOBS)
+    assert (totals.errno, totals.cause) == (errno.ENOSPC, "No space left on device")
+    assert (totals.pages, sum(sink.flushed)) == (whole * PAGES, whole)
+
+
+def test_batches_before_a_failure_are_flushed():
+    sink = Sink(Out(1 << 20))
+    with pytest.raises(DumpfsError, match="made up"):
+        pipeline(Encoder(broken=8 * PAGES), sink, workers=1).run(JOBS)
+    # Those that were encoded ahead of it had not been placed yet.
+    assert 0 < sum(sink.flushed) <= 8
+
+
+def test_output_that_fails_at_the_flush_ends_the_writing():
+    class Full(Sink):
+        def flush(self) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    totals = pipeline(Encoder(), Full(Out(1 << 20))).run(JOBS)
+    assert (totals.errno, totals.cause) == (errno.EIO, "Input/output error")
