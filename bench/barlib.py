@@ -132,6 +132,14 @@ def big(form: str) -> Path:
     return path
 
 
+def biggest() -> Path:
+    """The vmcore of the guest that is four times as large; made by bench/guest/make --big."""
+    path = CACHE / "big" / "guest.vmcore"
+    if not path.exists():
+        raise Missing(f"{path} is not there: run bench/guest/make --big")
+    return path
+
+
 @dataclass
 class Mounted:
     """A mounted dump."""

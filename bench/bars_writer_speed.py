@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, ROOT, Measured, Missing, bar, big, resident, run, workdir
+from barlib import CACHE, DUMPFS, ROOT, Measured, Missing, bar, big, biggest, resident, run, workdir
 from plainreader import PAGE, Kdump
 from readlib import compiled, seconds, warm
 from writerlib import CODECS, peer, scratch, words, write
@@ -103,15 +103,14 @@ def bare_rate(codec: str, source: Path, out: Path, cores: int) -> float:
     return int(pages) / float(seconds)
 
 
-def against_codec(codec: str) -> Measured:
-    """Our whole command, beside the codec's loop in turns; and beside a program that does nothing else."""
-    source = big("vmcore")
+def beside_codec(codec: str, source: Path, rounds: int) -> tuple[float, str]:
+    """Our whole command, beside the codec's loop in turns, and a program that does nothing else: ratio, text."""
     warm(source)
     cores = len(os.sched_getaffinity(0))
     values = []
     with scratch() as folder:
         out = folder / "ours"
-        for _ in range(PAIRS + 1):
+        for _ in range(rounds + 1):
             out.unlink(missing_ok=True)  # freeing the last run's memory is none of this run's work
             used = seconds(lambda: write("-f", CODECS[codec], "-d", 0, source, out))
             alone = codec_rate(codec, source)
@@ -122,11 +121,17 @@ def against_codec(codec: str) -> Measured:
             values.append((pages / used / (alone * cores), pages / used, alone, together, bare / (alone * cores)))
     value, ours, alone, together, bare = (statistics.median(column) for column in zip(*values[1:], strict=True))
     mb = PAGE / 1e6
-    text = (
+    return value, (
         f"{value:.2f} x ({ours * mb:.0f} MB/s; the codec's bare loop {alone * mb:.0f} MB/s x {cores} cores; "
         f"{cores} such loops at once {together * mb:.0f} MB/s; bare C, reading, compressing and writing: {bare:.2f} x)"
     )
-    return Measured(text, value >= 0.8)
+
+
+def against_codec(codec: str) -> Measured:
+    """On the larger guest, where starting up is a small part; what it is on the other one stands beside."""
+    value, text = beside_codec(codec, biggest(), PAIRS - 2)
+    _, smaller = beside_codec(codec, big("vmcore"), PAIRS)
+    return Measured(f"5.2 GB: {text}; 1.2 GB: {smaller}", value >= 0.8)
 
 
 @bar("write-speed-snappy", "-p at level 0: >= 0.8 x snappy's single-thread rate x cores over the same pages")

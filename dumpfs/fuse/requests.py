@@ -4,7 +4,7 @@ That loop (`loops.Loop`) reads the worker's FUSE device and answers by itself wh
 reads of memory that is in order, in half of what they cost through libfuse, pyfuse3 and our handlers. All other reads
 are answered here, by the adapter. Everything else is libfuse's: the session's descriptor is one end of a pair of
 sockets in such a worker, libfuse finds the requests there and leaves its answers there, and we carry them to the
-device.
+device. Listings of a million files are made here, too.
 
 A socket holds a few hundred kilobytes and libfuse would wait for ever for room in a full one, so answers that could be
 large do not go through it: those to reads never do, and listings are asked for in pieces.
@@ -24,16 +24,21 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyfuse3 import FUSEError
 
+from dumpfs.errors import DumpfsError
 from dumpfs.formats.plain import open_pages
 from dumpfs.fuse.eventloop import SMALL_READ
+from dumpfs.fuse.listing import list_bare
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.native import loops
 from dumpfs.vfs.counters import Count, SharedCounters
 from dumpfs.vfs.node import FileNode
+
+if TYPE_CHECKING:
+    from dumpfs.fuse.adapter import TreeLike
 
 _LOG = logging.getLogger("dumpfs")
 
@@ -77,6 +82,7 @@ _LISTINGS = frozenset((Opcode.READDIR, Opcode.READDIRPLUS))
 class Reader(Protocol):
     """Who answers reads that the loop in C does not; `Adapter` is one."""
 
+    tree: TreeLike
     on_file: Callable[[FileNode], None]
     """Called with each file that is about to be read."""
 
@@ -118,6 +124,7 @@ class Requests:
         read_slowly: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._reader = reader
+        self._counters = counters
         self._read_slowly = read_slowly
         self.device = device
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -192,7 +199,7 @@ class Requests:
             if opcode == Opcode.READ:
                 if not self._read(request):
                     return False
-            elif opcode not in _NO_ANSWER:
+            elif opcode not in _NO_ANSWER and not (opcode == Opcode.READDIRPLUS and self._list(request)):
                 self.socket.send(_in_pieces(request) if opcode in _LISTINGS else request)
                 return True
 
@@ -210,6 +217,19 @@ class Requests:
         self._answer(unique, data, 0)
         if size <= SMALL_READ:
             self._loop.linger()
+        return True
+
+    def _list(self, request: bytes) -> bool:
+        """Answer a listing of bare files; False when it is libfuse's, with whatever goes wrong."""
+        _, unique, fh, offset, size = _REQUEST.unpack_from(request)
+        try:
+            listing = list_bare(self._reader.tree.node(fh), offset, size)
+        except (DumpfsError, LookupError):
+            return False
+        if listing is None:
+            return False
+        self._counters.mine[Count.REQUESTS] += 1
+        self._answer(unique, listing, 0)
         return True
 
     async def _read_later(self, unique: int, fh: int, offset: int, size: int) -> None:
