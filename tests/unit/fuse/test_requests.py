@@ -6,13 +6,15 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 from pyfuse3 import FUSEError
 
+from dumpfs.errors import SourceError
 from dumpfs.native import AVAILABLE
 from dumpfs.vfs.counters import Count, SharedCounters
-from dumpfs.vfs.node import FileNode
+from dumpfs.vfs.node import DirNode, Entry, FileNode, Node
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="the C code is not in use")
 
@@ -38,9 +40,36 @@ class Text(FileNode):
         return b"x" * size
 
 
+class Numbers(DirNode):
+    """Lists a thousand bare files."""
+
+    def lookup(self, name: str) -> Node | None:
+        return None
+
+    def entries(self, cookie: int) -> Iterator[Entry]:
+        return ((i, b"%d" % i, 100 + i) for i in range(cookie + 1, 1001))
+
+
+class Broken(Numbers):
+    """Cannot be listed."""
+
+    def entries(self, cookie: int) -> Iterator[Entry]:
+        raise SourceError("dump", "made up")
+
+
+class Tree:
+    """Inode 1 is a file, 2 and 3 are directories; there is no other."""
+
+    times_ns = 0
+
+    def node(self, ino: int) -> Node:
+        return {1: Text(1), 2: Numbers(2), 3: Broken(3)}[ino]
+
+
 class Reader:
     """Reads file 7 at once, file 8 slowly, and has no other."""
 
+    tree = Tree()
     on_file = staticmethod(lambda node: None)
 
     def read_now(self, fh: int, off: int, size: int) -> bytes | None:
@@ -141,6 +170,22 @@ def test_listings_fit_into_the_socket(worker, opcode, asked, passed):
     os.writev(worker.session, [ANSWER.pack(16 + passed, 0, 5), bytes(passed)])
     worker.requests.carry()
     assert worker.kernel_hears() == (5, 0, bytes(passed))
+
+
+def test_bare_files_are_listed_without_libfuse(worker):
+    worker.kernel.send(request(READDIRPLUS, 5, read_body(2, 997, 4096)))
+    assert not worker.requests.take(polite=True)
+    unique, error, answer = worker.kernel_hears()
+    assert (unique, error, len(answer)) == (5, 0, 3 * 160)
+    assert [answer[at + 152 : at + 160].rstrip(b"\0") for at in (0, 160, 320)] == [b"998", b"999", b"1000"]
+    assert worker.counters.total(Count.REQUESTS) == 1
+
+
+@pytest.mark.parametrize("ino", [3, 4], ids=["broken", "stale"])
+def test_listing_that_fails_is_for_libfuse_to_tell(worker, ino):
+    worker.kernel.send(request(READDIRPLUS, 5, read_body(ino, 0, 4096)))
+    assert worker.requests.take(polite=False)
+    assert worker.libfuse_reads() == request(READDIRPLUS, 5, read_body(ino, 0, 4096))
 
 
 def test_many_answers_fit_into_the_socket(worker):
