@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -241,6 +243,51 @@ def test_examples_without_a_mount_work(
 def test_examples_with_a_mount_parse(command: str) -> None:
     _, verb, *arguments = shlex.split(command)
     verb_parser(verb).parse_args(arguments)
+
+
+def names_in(facts: object, *, free: tuple[str, ...] = ()) -> set[str]:
+    """Names of a JSON object and of the objects in it; those in `free` have names of their own."""
+    if isinstance(facts, list):
+        return set().union(*(names_in(item) for item in facts))
+    if not isinstance(facts, dict):
+        return set()
+    inside = (names_in(value, free=free) for name, value in facts.items() if name not in free)
+    return set(facts).union(*inside)
+
+
+def said(page_lines: list[str]) -> set[str]:
+    """Words of .Li macros."""
+    found: set[str] = set()
+    for line in page_lines:
+        _, literal, words = line.partition("Li ")
+        found |= set(words.replace(",", " ").split()) if literal else set()
+    return found
+
+
+def test_json_of_info_is_described(data: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", str(data("mkd-raw-d31.kdump"))]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    described = section("dumpfs.5", "INFO.JSON")
+    assert [line.split()[2] for line in described if line.startswith(".It Li ")] == list(facts)
+    assert names_in(facts, free=("header", "uts", "origins", "not_offered", "codecs")) <= said(described)
+
+
+def test_json_of_check_is_described(data: Callable[[str], Path], capfd: pytest.CaptureFixture[str]) -> None:
+    main(["check", "--json", str(data("mkd-incomplete-zlib-d31.kdump"))])
+    report = json.loads(capfd.readouterr().out)
+    assert report["bad"]
+    assert names_in(report) <= said(section("dumpfs.1", "DESCRIPTION", "dumpfs check"))
+
+
+def test_json_of_write_is_described(
+    data: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from dumpfs.cli.write import _WORDS
+
+    assert main(["write", "--json", str(data("mkd-raw-d31.kdump")), str(tmp_path / "out")]) == 0
+    report = json.loads(capfd.readouterr().out)
+    described = said(section("dumpfs-write.1", "OPTIONS"))
+    assert names_in(report) | set(_WORDS) <= described
 
 
 @pytest.mark.parametrize("page", ["dumpfs.1", "dumpfs.5"])
