@@ -31,16 +31,16 @@ def list_bare(directory: Node, cookie: int, size: int) -> bytes | None:
     Raises:
         DumpfsError: it cannot be listed.
     """
-    if not isinstance(directory, DirNode) or not directory.ready:
+    if not isinstance(directory, DirNode) or not directory.BARE or not directory.ready:
         return None
     found: list[bytes] = []
     for own, name, node in directory.entries(cookie):
         if not isinstance(node, int):
-            return b"".join(found) or None
+            return None
         length = len(name)
         record = _RECORDS[-(-length // _ALIGN) * _ALIGN]
         size -= record.size
         if size < 0:
-            break
+            return b"".join(found) or None  # nothing would mean the end
         found.append(record.pack(node, own, length, _REGULAR, name))  # bytes, see `Entry`
     return b"".join(found)

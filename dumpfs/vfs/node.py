@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from dumpfs.memory.physical import PhysMemory
@@ -123,6 +123,9 @@ Entry = tuple[int, str, "Node"] | tuple[int, bytes, int]
 @dataclass(slots=True)
 class DirNode(Node):
     """A directory."""
+
+    BARE: ClassVar[bool] = False
+    """Whether its entries are bare inode numbers, see `entries`."""
 
     @abstractmethod
     def lookup(self, name: str) -> Node | None:

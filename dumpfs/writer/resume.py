@@ -105,7 +105,7 @@ def _resume_kdump(sink: KdumpSink, fd: int) -> Pfn:
         count = min(_READ_BYTES // DESCRIPTOR_BYTES, total - first)
         raw = os.pread(fd, count * DESCRIPTOR_BYTES, layout.descriptor_offset + first * DESCRIPTOR_BYTES)
         rows = np.frombuffer(raw[: len(raw) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES], dtype=dtype)
-        there = np.flatnonzero(rows["offset"])
+        there = np.flatnonzero((rows["offset"] != 0) & (rows["size"] != 0))  # one that was torn has no size
         if len(there):
             present = first + int(there[-1]) + 1
     pfn, ranks = sink.first, 0

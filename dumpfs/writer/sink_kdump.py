@@ -220,10 +220,11 @@ class KdumpSink:
         if not self._waiting:
             return
         layout = self.layout
-        batches, self._waiting = self._waiting, []
-        rows = build_descriptors(self._dtype, join(batches), self._waiting_offset, layout.data_offset, layout.page_size)
+        batch, offset = join(self._waiting), self._waiting_offset
+        rows = build_descriptors(self._dtype, batch, offset, layout.data_offset, layout.page_size)
         self.out.write_at(layout.descriptor_offset + DESCRIPTOR_BYTES * self.written, [rows])
-        self.written += len(rows) // DESCRIPTOR_BYTES
+        self.written += len(batch.sizes)
+        self._waiting = []
 
     def finish(self, *, complete: bool) -> None:
         """Write the erase information and, for a complete dump, clear the mark."""

@@ -68,6 +68,15 @@ def is_mounted(path: Path) -> bool:
         return any(line.split(" ")[4] == str(path) for line in table)
 
 
+def status(pid: int) -> dict[str, str]:
+    """What /proc/PID/status says; empty for a process that has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return dict(line.split(":\t", 1) for line in lines)
+
+
 def run(*command: str | Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output as text."""
     kwargs = {"capture_output": True, "text": True, "timeout": SECONDS, "check": False, **kwargs}
@@ -124,13 +133,9 @@ class Mounter:
         supervisor, *others = self.processes(path) or [0]
         found = []
         for pid in others:
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            except OSError:
-                continue
-            status = dict(line.split(":\t", 1) for line in lines)
-            blocked = int(status["SigBlk"], 16) >> (signal.SIGTERM - 1) & 1
-            if int(status["PPid"]) == supervisor and not blocked:
+            facts = status(pid)
+            blocked = int(facts.get("SigBlk", "0"), 16) >> (signal.SIGTERM - 1) & 1
+            if facts.get("PPid") == str(supervisor) and not facts["State"].startswith("Z") and not blocked:
                 found.append(pid)
         return found
 
@@ -148,15 +153,15 @@ class Mounter:
 
     def processes(self, path: Path) -> list[int]:
         """Process ids that serve the mount, the supervisor first."""
-        found = []
+        parents = {}
         for entry in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):
             try:
                 line = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
             if str(path).encode() in line and not line[0].startswith(b"fusermount"):
-                found.append(int(entry))
-        return found
+                parents[int(entry)] = int(status(int(entry)).get("PPid", "0"))
+        return sorted(parents, key=lambda pid: parents[pid] in parents)  # numbers wrap
 
     def finish(self) -> None:
         """Unmount everything and look at the logs."""

@@ -89,6 +89,8 @@ class PagesDir(DirNode):
         " Its attributes user.dumpfs.* say how it is stored."
     )
 
+    BARE: ClassVar[bool] = True
+
     dump: Dump
 
     @classmethod

@@ -13,14 +13,15 @@ import os
 import select
 import selectors
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +37,9 @@ _UNPLACED = 4
 """Batches per worker that may be encoded or in work and not yet placed: bounds memory when one takes long."""
 _TICK = 0.25
 """Seconds between two looks at whether to stop, and how long descriptors may wait to be written."""
+
+_SALVAGE_SECONDS = 10.0
+"""How long workers may take, after a failure, to write what they were told to."""
 
 Piece = tuple[int, int, int]
 
@@ -148,6 +152,8 @@ class Pipeline:
     _placed: int = 0
     _committed: int = 0
     _flushed: float = field(default_factory=time.monotonic)
+    _unflushed: dict[int, list[Encoded]] = field(default_factory=dict)
+    """By sink: batches committed since then."""
 
     def run(self, jobs: Iterable[Job]) -> Totals:
         """Write every job; an early end is told in `Totals.cause`, not raised.
@@ -159,13 +165,29 @@ class Pipeline:
         try:
             try:
                 self._loop(iter(jobs))
-            finally:
-                self._flush()
+            except BaseException:
+                self._salvage()
+                raise
+            self._flush()
         except _Failure as exc:
             self.totals.cause, self.totals.errno = exc.cause, exc.errno
         finally:
             self._end()
         return self.totals
+
+    def _salvage(self) -> None:
+        """Hear of all that workers have written and not told yet, which ends them, and commit what can be."""
+        until = time.monotonic() + _SALVAGE_SECONDS
+        for worker in self._workers if self._committed < self._placed else ():
+            with socket.socket(fileno=os.dup(worker.connection.fileno())) as end, suppress(OSError):
+                end.shutdown(socket.SHUT_WR)  # after the orders it has, that is an end
+        for worker in self._workers if self._committed < self._placed else ():
+            while worker.connection.poll(max(until - time.monotonic(), 0)) and self._hear(worker) is not None:
+                pass
+        with suppress(_Failure):
+            self._commit()
+        with suppress(_Failure):
+            self._flush()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
@@ -173,7 +195,8 @@ class Pipeline:
             ours, theirs = context.Pipe()
             open_ends = [worker.connection for worker in self._workers] + [ours]
             outs = [sink.out for sink in self.sinks]
-            process = context.Process(target=_work, args=(theirs, open_ends, self.encoder, outs), daemon=True)
+            work = (theirs, open_ends, self.encoder, outs, any(sink.ordered for sink in self.sinks))
+            process = context.Process(target=_work, args=work, daemon=True)
             process.start()
             theirs.close()
             self._selector.register(ours, selectors.EVENT_READ, len(self._workers))
@@ -199,6 +222,8 @@ class Pipeline:
                 raise _Failure(stopping)
             for key, _ in ready:
                 self._receive(self._workers[key.data])
+            if time.monotonic() - self._flushed > _TICK:
+                self._flush()
             if not stopping:
                 self._place()
                 more = self._issue(jobs)
@@ -227,24 +252,31 @@ class Pipeline:
 
     def _receive(self, worker: _Worker) -> None:
         """Take one message; whether there are more, the selector knows, and at less cost than the connection."""
+        message = self._hear(worker)
+        if message is None:
+            raise _Failure("a worker process was killed, perhaps for lack of memory")
+        kind, *rest = message
+        if kind == "refused":
+            raise _Failure(rest[1], rest[0])
+        if kind == "failed":
+            raise rest[0] if isinstance(rest[0], DumpfsError) else WriteError(str(rest[0]))
+        self._commit()
+
+    def _hear(self, worker: _Worker) -> tuple[Any, ...] | None:
+        """Take note of what a message says was done; the message, or None when the worker has ended."""
         try:
             kind, written, *rest = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise _Failure("a worker process was killed, perhaps for lack of memory") from None
+            return None
         for number in written:
             self._batches[number].written = True
-        if written:
-            self._commit()
         if kind == "encoded":
             worker.queued -= 1
             number, sizes, flags, kinds = rest
             self._batches[number].encoded = Encoded(
                 np.frombuffer(sizes, np.uint32), np.frombuffer(flags, np.uint32), np.frombuffer(kinds, np.uint8), []
             )
-        elif kind == "refused":
-            raise _Failure(rest[1], rest[0])
-        elif kind == "failed":
-            raise rest[0] if isinstance(rest[0], DumpfsError) else WriteError(str(rest[0]))
+        return kind, *rest
 
     def _place(self) -> None:
         """Say where encoded batches go, in order; on a stream only one at a time is let in."""
@@ -262,17 +294,25 @@ class Pipeline:
             assert batch.pieces is not None
             with _output():
                 self.sinks[batch.job.sink].commit(batch.encoded, batch.pieces)
+            self._unflushed.setdefault(batch.job.sink, []).append(batch.encoded)
             del self._batches[self._committed]
             self._committed += 1
-            self._count(batch.encoded)
-        if time.monotonic() - self._flushed > _TICK:
-            self._flush()
 
     def _flush(self) -> None:
+        """Have every sink write what waits, whatever happens to the others, and count it."""
         self._flushed = time.monotonic()
-        with _output():
-            for sink in self.sinks:
-                sink.flush()
+        failure: _Failure | None = None
+        for number, sink in enumerate(self.sinks):
+            try:
+                with _output():
+                    sink.flush()
+            except _Failure as exc:
+                failure = failure or exc
+            else:
+                for encoded in self._unflushed.pop(number, ()):
+                    self._count(encoded)
+        if failure is not None:
+            raise failure
 
     def _count(self, encoded: Encoded) -> None:
         totals = self.totals
@@ -283,7 +323,13 @@ class Pipeline:
         self.progress(len(encoded.kinds))
 
 
-def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncoder, outs: list[ByteSink]) -> None:
+def _work(
+    connection: Connection,
+    foreign: list[Connection],
+    encoder: BatchEncoder,
+    outs: list[ByteSink],
+    ordered: bool,
+) -> None:
     """Body of a worker: encodes and writes what the parent says until it hangs up.
 
     The parent's ends are closed so that reading ends once the parent is gone. Ctrl-C reaches the whole process group;
@@ -293,44 +339,46 @@ def _work(connection: Connection, foreign: list[Connection], encoder: BatchEncod
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for end in foreign:
         end.close()
+    with suppress(BrokenPipeError, ConnectionResetError):  # the parent has gone
+        connection.send(_serve(connection, encoder, outs, at_once=ordered))
+    os._exit(0)
+
+
+def _serve(connection: Connection, encoder: BatchEncoder, outs: list[ByteSink], *, at_once: bool) -> tuple[object, ...]:
+    """Do what the parent says; a worker's last words: why it could not, or what it has written.
+
+    What was written is told along with the next batch, for the parent's turns cost time that workers need; unless
+    there is nothing else to do, or others wait for it: then `at_once`.
+    """
     orders = select.poll()
     orders.register(connection, select.POLLIN)
-    told_at_once = any(not out.concurrent for out in outs)
     held: dict[int, list[Buffer]] = {}
-    # What was written is told along with the next batch, for the parent's turns cost time that workers need; unless
-    # others wait for it, or there is nothing else to do.
     written: list[int] = []
-    try:
-        while True:
-            if written and (told_at_once or not orders.poll(0)):
-                connection.send(("written", written))
-                written = []
+    while True:
+        if written and (at_once or not orders.poll(0)):
+            connection.send(("written", written))
+            written = []
+        try:
             kind, number, *rest = connection.recv()
-            if kind == "encode":
+        except EOFError:
+            return "written", written
+        if kind == "encode":
+            try:
                 encoded = encoder.encode(*rest)
-                held[number] = encoded.chunks
-                arrays = (encoded.sizes.tobytes(), encoded.flags.tobytes(), encoded.kinds.tobytes())
-                connection.send(("encoded", written, number, *arrays))
-                written = []
-            else:
+            except DumpfsError as exc:
+                return "failed", written, exc
+            except Exception:  # noqa: BLE001 - a bug: the parent must hear of it, with the traceback
+                return "failed", written, traceback.format_exc()
+            held[number] = encoded.chunks
+            arrays = (encoded.sizes.tobytes(), encoded.flags.tobytes(), encoded.kinds.tobytes())
+            connection.send(("encoded", written, number, *arrays))
+            written = []
+        else:
+            try:
                 _write(outs[rest[0]], held.pop(number), rest[1])
-                written.append(number)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the parent has gone or has hung up
-    except OSError as exc:
-        _complain(connection, ("refused", written, exc.errno or 0, exc.strerror or str(exc)))
-    except DumpfsError as exc:
-        _complain(connection, ("failed", written, exc))
-    except Exception:  # noqa: BLE001 - a bug: the parent must hear of it, with the traceback
-        _complain(connection, ("failed", written, traceback.format_exc()))
-
-
-def _complain(connection: Connection, message: tuple[object, ...]) -> None:
-    """Tell the parent, which may have hung up because another worker met the same."""
-    try:
-        connection.send(message)
-    except OSError:
-        os._exit(0)
+            except OSError as exc:
+                return "refused", written, exc.errno or 0, exc.strerror or str(exc)
+            written.append(number)
 
 
 def _write(out: ByteSink, chunks: list[Buffer], pieces: list[Piece]) -> None:

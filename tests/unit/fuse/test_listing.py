@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -16,8 +17,9 @@ FILES = [(9, b"9", 1009), (10, b"10", 1010), (12345678, b"12345678", 7), (123456
 
 @dataclass(slots=True)
 class Names(DirNode):
-    """Lists what it is given; a node by `pair`."""
+    """Lists four files; with `pair` a folder before them."""
 
+    BARE: ClassVar[bool] = True
     pair: bool = False
 
     def lookup(self, name: str) -> Node | None:
@@ -66,6 +68,10 @@ def test_listing_goes_on_where_it_had_no_room(size):
 
 def test_end_of_a_listing_is_empty():
     assert list_bare(Names(1), FILES[-1][0], 4096) == b""
+
+
+def test_answer_without_room_for_a_name_is_not_taken_for_the_end():
+    assert list_bare(Names(1), 0, 159) is None
 
 
 def test_other_nodes_are_left_to_libfuse():

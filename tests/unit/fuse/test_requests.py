@@ -43,6 +43,8 @@ class Text(FileNode):
 class Numbers(DirNode):
     """Lists a thousand bare files."""
 
+    BARE = True
+
     def lookup(self, name: str) -> Node | None:
         return None
 
@@ -57,13 +59,21 @@ class Broken(Numbers):
         raise SourceError("dump", "made up")
 
 
+class Buggy(Numbers):
+    """Fails amid a listing, as nothing should."""
+
+    def entries(self, cookie: int) -> Iterator[Entry]:
+        yield 1, b"1", 101
+        raise ValueError("made up")
+
+
 class Tree:
-    """Inode 1 is a file, 2 and 3 are directories; there is no other."""
+    """Inode 1 is a file, 2 to 4 are directories; there is no other."""
 
     times_ns = 0
 
     def node(self, ino: int) -> Node:
-        return {1: Text(1), 2: Numbers(2), 3: Broken(3)}[ino]
+        return {1: Text(1), 2: Numbers(2), 3: Broken(3), 4: Buggy(4)}[ino]
 
 
 class Reader:
@@ -181,7 +191,7 @@ def test_bare_files_are_listed_without_libfuse(worker):
     assert worker.counters.total(Count.REQUESTS) == 1
 
 
-@pytest.mark.parametrize("ino", [3, 4], ids=["broken", "stale"])
+@pytest.mark.parametrize("ino", [1, 3, 4, 5], ids=["file", "broken", "buggy", "stale"])
 def test_listing_that_fails_is_for_libfuse_to_tell(worker, ino):
     worker.kernel.send(request(READDIRPLUS, 5, read_body(ino, 0, 4096)))
     assert worker.requests.take(polite=False)
