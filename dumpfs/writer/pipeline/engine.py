@@ -178,10 +178,11 @@ class Pipeline:
     def _salvage(self) -> None:
         """Hear of all that workers have written and not told yet, which ends them, and commit what can be."""
         until = time.monotonic() + _SALVAGE_SECONDS
-        for worker in self._workers if self._committed < self._placed else ():
+        owing = self._workers if self._committed < self._placed else []
+        for worker in owing:
             with socket.socket(fileno=os.dup(worker.connection.fileno())) as end, suppress(OSError):
                 end.shutdown(socket.SHUT_WR)  # after the orders it has, that is an end
-        for worker in self._workers if self._committed < self._placed else ():
+        for worker in owing:
             while worker.connection.poll(max(until - time.monotonic(), 0)) and self._hear(worker) is not None:
                 pass
         with suppress(_Failure):
@@ -266,7 +267,7 @@ class Pipeline:
         """Take note of what a message says was done; the message, or None when the worker has ended."""
         try:
             kind, written, *rest = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # an OSError amid a message
             return None
         for number in written:
             self._batches[number].written = True
