@@ -9,12 +9,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from barlib import DUMPFS, Measured, Missing, bar, big, made, run, tool
 from plainreader import INCOMPLETE, PAGE, Elf, Kdump
-from writerlib import same_file, scratch, tiny, words, write
+from writerlib import same_file, scratch, scratch_on_disk, tiny, words, write
 
 TIMES = 20
 PREVIOUS = b"the dump of the previous crash\n" * 500
@@ -91,11 +92,11 @@ def seconds_of(*arguments: object) -> float:
     return time.monotonic() - start
 
 
-def kill_often(options: list[str], seed: int) -> Measured:
+def kill_often(options: list[str], seed: int, place: AbstractContextManager[Path] | None = None) -> Measured:
     """kill -9 at random moments: alternately of the parent alone and of all its processes."""
     rng = random.Random(seed)
     tally = Tally()
-    with scratch() as folder:
+    with place or scratch() as folder:
         target, partial, complete = folder / "dump", folder / "dump.partial", folder / "complete"
         command = words(DUMPFS, "write", "--message-level", "4", "-f", *options, big("vmcore"))
         seconds = min(seconds_of(*options, "-f", big("vmcore"), complete) for _ in range(3))
@@ -127,6 +128,11 @@ def kill_kdump() -> Measured:
 @bar("write-kill-elf", f"kill -9 at {TIMES} random moments of -E: DST untouched, the rest right, flagged, resumable")
 def kill_elf() -> Measured:
     return kill_often(["-E", "-d", "0", "--length", "300M"], seed=2)
+
+
+@bar("write-kill-disk", f"kill -9 at {TIMES} random moments of -p, 1.2 GB to a disk: as before")
+def kill_on_disk() -> Measured:
+    return kill_often(["-p", "-d", "0"], 3, scratch_on_disk())
 
 
 @contextlib.contextmanager
@@ -180,6 +186,48 @@ def enospc_kdump() -> Measured:
 @bar("write-enospc-elf", f"ENOSPC at {TIMES} sizes of -E: DST untouched, the rest right, flagged, resumable")
 def enospc_elf() -> Measured:
     return fill_often(["-E", "-d", "31"])
+
+
+@contextlib.contextmanager
+def ext4_of(folder: Path, size: int) -> Iterator[Path]:
+    """A file system on a disk of so many bytes, which is a file."""
+    image, point = folder / "image", folder / "disk"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(size)
+    for command in (["mkfs.ext4", "-q", "-F", "-m", "0", image], ["mount", "-o", "loop", image, point]):
+        if (result := run(*command)).returncode:
+            raise Missing(f"{command[0]}: {result.stderr.decode().strip()}")
+    try:
+        yield point
+    finally:
+        run("umount", "-l", point)
+
+
+@bar("write-enospc-disk", f"ENOSPC at {TIMES} sizes of -p, 1.2 GB to a disk: the rest right, flagged, resumable")
+def enospc_on_disk() -> Measured:
+    """What is written past the page cache: the disk is filled by a file, but for so much."""
+    options = ["-p", "-d", "0"]
+    tally = Tally()
+    with scratch_on_disk() as folder:
+        complete = folder / "complete"
+        write(*options, big("vmcore"), complete)
+        full = complete.stat().st_size
+        with ext4_of(folder, full + full // 8 + (64 << 20)) as disk:
+            target, filler = disk / "dump", disk / "filler"
+            for number in range(TIMES):
+                share = (number + 0.5) / TIMES
+                state = os.statvfs(disk)
+                with filler.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, state.f_bavail * state.f_frsize - int(full * share))
+                write(*options, big("vmcore"), target, want=8)
+                tally.look(f"at {share:.0%}", target, complete)
+                filler.unlink()
+                write(*(["--resume"] if target.exists() else []), *options, big("vmcore"), target)
+                if not same_file(target, complete):
+                    tally.wrong.append(f"at {share:.0%}: the resumed dump is not the complete one")
+                target.unlink()
+    return tally.measured("exit code 8, what is left right and flagged, resumed to the complete dump")
 
 
 def wait_for(path: Path, size: int) -> None:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from barlib import DUMPFS, corpus, run, tool
+from barlib import CACHE, DUMPFS, Missing, corpus, run, tool
 
 TINY_SOURCE = "tiny/kdump-kaslr.vmcore"
 TINY_VMLINUX = "tiny/vmlinux"
@@ -22,13 +22,22 @@ _BASE = Path(os.environ.get("DUMPFS_BENCH_OUT") or "/dev/shm")
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder to write to, in memory, removed in the end."""
-    path = Path(tempfile.mkdtemp(prefix="dumpfs-bar-", dir=_BASE))
+def scratch(base: Path = _BASE) -> Iterator[Path]:
+    """A folder to write to, removed in the end; in memory, unless `base` is elsewhere."""
+    path = Path(tempfile.mkdtemp(prefix="dumpfs-bar-", dir=base))
     try:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def scratch_on_disk() -> Iterator[Path]:
+    """A folder beside the guests' dumps, on a disk of this machine."""
+    if not os.major(CACHE.stat().st_dev):
+        raise Missing(f"{CACHE} is on no disk of this machine: set DUMPFS_BENCH_DIR")
+    with scratch(CACHE) as folder:
+        yield folder
 
 
 def words(*arguments: object) -> list[str]:

@@ -1,8 +1,8 @@
 /* See codecs.h.
  *
  * The libraries are those that the system has, by the names of their stable ABIs; their prototypes are written down
- * here, so that nothing but a C compiler is needed to build. State is the process's, made when it is first needed: all calls
- * come from one thread at a time.
+ * here, so that nothing but a C compiler is needed to build. State is the process's, made when it is first needed: pages
+ * are decoded by one thread at a time and encoded by one at a time.
  */
 #include "codecs.h"
 

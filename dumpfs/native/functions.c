@@ -13,19 +13,31 @@ PyObject *python_has_codec(PyObject *module, PyObject *args)
 	return PyBool_FromLong(codec_find(flag) != NULL);
 }
 
+#define BLOCK 4096 /* what a disk fetches begins at a multiple of this (writer/uncached.py) */
+
+static int encoding; /* some thread is: what the codecs keep between pages is the process's */
+
 static PyObject *encode_buffers(const struct codec *codec, struct batch *batch)
 {
 	size_t room = batch->count * batch->page_size + codec->bound(batch->page_size);
-	PyObject *blob = PyBytes_FromStringAndSize(NULL, room);
+	PyObject *blob = PyBytes_FromStringAndSize(NULL, room + BLOCK);
 	PyObject *sizes = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->sizes);
 	PyObject *flags = PyBytes_FromStringAndSize(NULL, batch->count * sizeof *batch->flags);
 	PyObject *view = NULL, *used = NULL, *result = NULL;
+	size_t start, size;
 
 	if (blob && sizes && flags && (view = PyMemoryView_FromObject(blob))) {
 		batch->out = (uint8_t *)PyBytes_AsString(blob); /* nobody else knows the three yet */
+		start = -(uintptr_t)batch->out % BLOCK;
+		batch->out += start;
 		batch->sizes = (uint32_t *)PyBytes_AsString(sizes);
 		batch->flags = (uint32_t *)PyBytes_AsString(flags);
-		used = PySequence_GetSlice(view, 0, encode_batch(codec, batch)); /* a copy would cost as much as the zero test */
+		encoding = 1;
+		Py_BEGIN_ALLOW_THREADS /* another thread may be writing what was encoded before */
+		size = encode_batch(codec, batch);
+		Py_END_ALLOW_THREADS
+		encoding = 0;
+		used = PySequence_GetSlice(view, start, start + size); /* a copy would cost as much as the zero test */
 	}
 	if (used)
 		result = PyTuple_Pack(3, used, sizes, flags);
@@ -50,7 +62,9 @@ PyObject *python_encode(PyObject *module, PyObject *args)
 	if (!PyArg_ParseTuple(args, "Iy*nw*b", &flag, &data, &page_size, &kinds, &batch.zero_kind))
 		return NULL;
 	codec = codec_find(flag);
-	if (!codec) {
+	if (encoding) {
+		PyErr_SetString(PyExc_RuntimeError, "another thread is encoding");
+	} else if (!codec) {
 		PyErr_Format(PyExc_ValueError, "there is no library for the codec with flag %#x", flag);
 	} else if (page_size < 64 || page_size > 1 << MOST_PAGE_SHIFT || data.len % page_size ||
 		   data.len / page_size != kinds.len) {

@@ -61,10 +61,12 @@ def count_bits(bits: Bits) -> int:
 
 def runs_of(flags: Flags, base: Pfn = 0) -> Iterator[tuple[Pfn, Pfn]]:
     """Maximal runs of set flags, as pfns counted from `base`."""
-    edges = np.flatnonzero(np.diff(flags.view(np.int8), prepend=np.int8(0), append=np.int8(0)))
-    edges += base
-    pairs = edges.tolist()
-    return zip(pairs[::2], pairs[1::2], strict=True)
+    edges = (np.flatnonzero(flags[1:] != flags[:-1]) + (base + 1)).tolist()
+    if len(flags) and flags[0]:
+        edges.insert(0, base)
+    if len(edges) % 2:
+        edges.append(base + len(flags))
+    return zip(edges[::2], edges[1::2], strict=True)
 
 
 class Batches:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dumpfs.structs import Buffer
+from dumpfs.writer.uncached import BLOCK, UncachedFile
 
 FLAT_SIGNATURE = b"makedumpfile\0\0\0\0"
 FLAT_HEADER_SIZE = 4096
@@ -34,11 +35,22 @@ class ByteSink(Protocol):
     concurrent: bool
     """Whether pieces may be written in any order and by several processes at once."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether writing page data takes time without work: other work can be done meanwhile."""
+
     def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
         """Write `chunks` one behind the other from `offset` on.
 
         Raises:
             OSError: with ENOSPC or EFBIG when there is no room, within the limit or on the device.
+        """
+
+    def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """Write page data: as `write_at`, but may put zeros behind it up to the next multiple of `uncached.BLOCK`.
+
+        Raises:
+            OSError: as `write_at`.
         """
 
     def reserve(self, offset: int, size: int) -> None:
@@ -68,13 +80,34 @@ class PlainSink:
     def __init__(self, fd: int, limit: int | None = None) -> None:
         self.fd = fd
         self._limit = limit
+        self.uncached: UncachedFile | None = None
+        """The way past the page cache, for page data that begin at whole blocks."""
+
+    @property
+    def waits(self) -> bool:
+        """See `ByteSink.waits`."""
+        return self.uncached is not None
 
     def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
         """See `ByteSink.write_at`."""
+        self._write(offset, self._within_limit(offset, chunks))
+
+    def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """See `ByteSink.write_data`."""
+        views = self._within_limit(offset, chunks)
+        if self.uncached is not None and views and offset % BLOCK == 0:
+            done = self.uncached.write(offset, views)
+            offset += done
+            views = _after(views, done)
+        self._write(offset, views)
+
+    def _within_limit(self, offset: int, chunks: Sequence[Buffer]) -> list[memoryview]:
         views = [memoryview(chunk) for chunk in chunks if len(chunk)]
-        total = sum(len(view) for view in views)
-        if self._limit is not None and offset + total > self._limit:
+        if self._limit is not None and offset + sum(len(view) for view in views) > self._limit:
             raise OSError(errno.EFBIG, f"the limit of {self._limit} bytes is reached")
+        return views
+
+    def _write(self, offset: int, views: list[memoryview]) -> None:
         while views:
             group = views[:_MAX_IOV]
             done = os.pwritev(self.fd, group, offset)
@@ -109,6 +142,7 @@ class FlatSink:
     """
 
     concurrent = False
+    waits = False
 
     def __init__(self, fd: int, limit: int | None = None) -> None:
         self.fd = fd
@@ -125,6 +159,10 @@ class FlatSink:
         total = sum(len(chunk) for chunk in chunks)
         if total:
             self._put([_RECORD.pack(offset, total), *chunks])
+
+    def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """See `ByteSink.write_data`; nothing is put behind it."""
+        self.write_at(offset, chunks)
 
     def reserve(self, offset: int, size: int) -> None:
         """Nothing can be kept free in a stream."""
@@ -151,9 +189,14 @@ class NullSink:
     """A sink that keeps nothing, for passes that only look."""
 
     concurrent = True
+    waits = False
 
     def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
         """Nothing is kept."""
+
+    def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
+        """See `ByteSink.write_data`; nothing is put behind it."""
+        self.write_at(offset, chunks)
 
     def reserve(self, offset: int, size: int) -> None:
         """Nothing is kept."""

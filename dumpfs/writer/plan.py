@@ -19,8 +19,9 @@ from dumpfs.writer.bitmaps import Batches, Bits, count_bits
 LEVEL_ZERO, LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_USER, LEVEL_FREE = 1, 2, 4, 8, 16
 MAX_LEVEL = 31
 
-BATCH_PAGES = 1024
-"""Pages encoded at once: 4 MiB of 4 KiB pages, so that handing a batch over costs nothing against encoding it."""
+BATCH_PAGES = 1536
+"""Pages encoded at once: 6 MiB of 4 KiB pages, so that handing a batch over costs little against encoding it: 0.3 of 7
+milliseconds with snappy. Of 1024 pages it is 2 % of the whole more, of 2048 as much less, for a third more memory."""
 BATCH_SPAN = 1 << 16
 """Pfns of a batch at most: bounds the flags a worker unpacks."""
 

@@ -33,6 +33,7 @@ class Recorder:
     """
 
     concurrent = True
+    waits = False
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -50,6 +51,10 @@ class Recorder:
         if len(there) < len(data):
             self.short = True
         self.same = self.same and there == data[: len(there)]
+
+    def write_data(self, offset: int, chunks: list[bytes]) -> None:
+        """Compare."""
+        self.write_at(offset, chunks)
 
     def reserve(self, offset: int, size: int) -> None:
         """Look whether it was done."""
@@ -117,8 +122,7 @@ def _resume_kdump(sink: KdumpSink, fd: int) -> Pfn:
         pfn = stop
     else:
         pfn = sink.stop
-    sink.written = ranks
-    sink.cursor = max(sink.cursor, _data_end(fd, layout.descriptor_offset, dtype, ranks))
+    sink.go_on(ranks, _data_end(fd, layout.descriptor_offset, dtype, ranks))
     return pfn
 
 

@@ -2,6 +2,9 @@
 
     headers (marked incomplete), bitmaps, room for every descriptor, [the shared zero page], page data in pfn order
 
+In a large dump each batch's data begin at a whole block, so that they can be written past the page cache; whether they
+are makes no difference to the file.
+
 The first write marks the file incomplete and the last but the rename clears the mark. Descriptors follow their data, in
 pfn order: whatever is cut off, the descriptors that are there point at data that is there. Those of many batches are
 written at once, for a file has one writer at a time: each write would wait for a worker's, some megabytes long, and a
@@ -26,11 +29,17 @@ from dumpfs.writer.bitmaps import Bits, count_bits
 from dumpfs.writer.bytesink import ByteSink
 from dumpfs.writer.encode import KIND_DATA, KIND_ZERO, Encoded, join
 from dumpfs.writer.plan import HeaderFacts, WritePlan
+from dumpfs.writer.uncached import BLOCK
 
 HEADER_VERSION = 6
 _U32 = 0xFFFFFFFF
 _BITMAP_STEP = 4 << 20
+_LARGE = 256 << 20
+"""Bytes of pages from which on a dump is large: smaller ones are in the cache when they are opened next."""
+_MARGIN = 64 << 10
+"""Where data of a large dump begin: no page of the cache, the largest of which this is, holds other things besides."""
 
+Offsets = npt.NDArray[np.uint64]
 Piece = tuple[int, int, int]
 """(offset in the file, first byte, bytes): where a stretch of a batch's bytes goes."""
 
@@ -143,14 +152,16 @@ class KdumpSink:
         self.ordered = not out.concurrent
         self.layout = KdumpLayout.of(plan.facts, plan.count)
         layout = self.layout
-        self.cursor = layout.data_offset + (layout.page_size if plan.shares_zero_pages else 0)
-        """Where the next page's bytes go."""
+        self.alignment = BLOCK if plan.count * layout.page_size >= _LARGE else 1
+        """What each batch's bytes begin at a multiple of."""
+        start = layout.data_offset + (layout.page_size if plan.shares_zero_pages else 0)
+        self._data_end = start if self.alignment == 1 else _up(start, _MARGIN)
+        """One past the last byte of page data."""
         self.written = 0
         """Descriptors that are in the file."""
         self._dtype = descriptor_dtype(layout.abi)
-        self._waiting: list[Encoded] = []
-        self._waiting_offset = 0
-        """Batches whose descriptors are not in the file yet, and where the first one's bytes are; the others follow."""
+        self._waiting: list[tuple[int, Encoded]] = []
+        """Batches whose descriptors are not in the file yet, and where the bytes of each begin."""
 
     @property
     def first(self) -> Pfn:
@@ -195,9 +206,14 @@ class KdumpSink:
 
     def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
         """Where the `nbytes` bytes of the next batch go."""
-        offset = self.cursor
-        self.cursor += nbytes
+        offset = _up(self._data_end, self.alignment)
+        self._data_end = offset + nbytes
         return [(offset, 0, nbytes)]
+
+    def go_on(self, written: int, data_end: int) -> None:
+        """Go on behind what an earlier run has left: so many descriptors, and data that end there."""
+        self.written = written
+        self._data_end = max(self._data_end, data_end)
 
     def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
         """Take note of the next batch, whose bytes are in the file; in a stream its descriptors follow at once.
@@ -205,9 +221,7 @@ class KdumpSink:
         Raises:
             OSError: as `ByteSink.write_at`.
         """
-        if not self._waiting:
-            self._waiting_offset = pieces[0][0]
-        self._waiting.append(encoded)
+        self._waiting.append((pieces[0][0], encoded))
         if self.ordered:
             self.flush()
 
@@ -220,8 +234,9 @@ class KdumpSink:
         if not self._waiting:
             return
         layout = self.layout
-        batch, offset = join(self._waiting), self._waiting_offset
-        rows = build_descriptors(self._dtype, batch, offset, layout.data_offset, layout.page_size)
+        batch = join([encoded for _, encoded in self._waiting])
+        offsets = np.concatenate([page_offsets(encoded, start) for start, encoded in self._waiting])
+        rows = build_descriptors(self._dtype, batch, offsets, layout.data_offset, layout.page_size)
         self.out.write_at(layout.descriptor_offset + DESCRIPTOR_BYTES * self.written, [rows])
         self.written += len(batch.sizes)
         self._waiting = []
@@ -230,8 +245,8 @@ class KdumpSink:
         """Write the erase information and, for a complete dump, clear the mark."""
         layout, plan, out = self.layout, self.plan, self.out
         if plan.facts.eraseinfo and complete:
-            out.write_at(self.cursor, [plan.facts.eraseinfo])
-            self._write_sub_header(self.cursor)
+            out.write_at(self._data_end, [plan.facts.eraseinfo])
+            self._write_sub_header(self._data_end)
         if complete:
             out.sync()  # the data is on the disk before the header says so
             out.write_at(0, [build_main_header(plan.facts, layout, plan.codec_flag)])
@@ -240,7 +255,7 @@ class KdumpSink:
     @property
     def end(self) -> int:
         """Bytes of the finished file."""
-        return self.cursor + len(self.plan.facts.eraseinfo)
+        return self._data_end + len(self.plan.facts.eraseinfo)
 
     @property
     def missing(self) -> int:
@@ -248,6 +263,10 @@ class KdumpSink:
         if self.part is None:
             return self.plan.count - self.written
         return count_bits_between(self.plan.dump, *self.part) - self.written
+
+
+def _up(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
 
 
 def count_bits_between(bits: Bits, first: Pfn, stop: Pfn) -> int:
@@ -268,14 +287,17 @@ def descriptor_dtype(abi: Abi) -> np.dtype[np.void]:
     return dtype
 
 
+def page_offsets(encoded: Encoded, start: int) -> Offsets:
+    """Where in the file the bytes of each page of a batch begin, the first one's at `start`."""
+    return np.cumsum(encoded.sizes, dtype=np.uint64) - encoded.sizes + np.uint64(start)
+
+
 def build_descriptors(
-    dtype: np.dtype[np.void], encoded: Encoded, offset: int, zero_offset: int, page_size: int
+    dtype: np.dtype[np.void], encoded: Encoded, offsets: Offsets, zero_offset: int, page_size: int
 ) -> bytes:
-    """The descriptors of a batch whose bytes begin at `offset`; lost pages get none (all zero)."""
-    sizes = encoded.sizes.astype(np.uint64)
-    rows: npt.NDArray[np.void] = np.zeros(len(sizes), dtype=dtype)
+    """The descriptors of pages whose bytes begin at `offsets`; lost pages get none (all zero)."""
+    rows: npt.NDArray[np.void] = np.zeros(len(offsets), dtype=dtype)
     own = encoded.kinds == KIND_DATA
-    offsets = np.cumsum(sizes, dtype=np.uint64) - sizes + np.uint64(offset)
     rows["offset"] = np.where(own, offsets, 0)
     rows["size"] = encoded.sizes
     rows["flags"] = encoded.flags

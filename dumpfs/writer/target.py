@@ -13,6 +13,7 @@ import sys
 
 from dumpfs.errors import SourceError, UsageError, WriteError
 from dumpfs.writer.resume import is_flagged
+from dumpfs.writer.uncached import UncachedFile
 
 PARTIAL_SUFFIX = ".partial"
 STDOUT = "-"
@@ -39,6 +40,7 @@ class Target:
         """Whether DST itself is written: a device, a pipe, standard output."""
         self.seekable = True
         self._renamed = False
+        self._uncached: UncachedFile | None = None
         if path == STDOUT:
             self.direct, self.fd, self.name = True, sys.stdout.fileno(), "standard output"
             self._look(resume)
@@ -155,8 +157,18 @@ class Target:
         if self._renamed and _kind(self.path) is None:
             os.rename(self.partial, self.path)
 
+    def uncached(self) -> UncachedFile | None:
+        """The way past the page cache for a new dump's page data, where there is one."""
+        if self.direct:
+            return None
+        self._uncached = self._uncached or UncachedFile.of(self.fd)
+        return self._uncached
+
     def close(self) -> None:
         """Close it."""
+        if self._uncached is not None:
+            self._uncached.close()
+            self._uncached = None
         if self.fd >= 0 and self.path != STDOUT:
             os.close(self.fd)
         self.fd = -1

@@ -302,10 +302,15 @@ def _open_sinks(request: WriteRequest, plan: WritePlan, targets: Sequence[Target
         outs.append((FlatSink if request.flatten else PlainSink)(target.fd, request.limit))
     if request.elf:
         return [ElfSink(plan, outs[0])]
-    if len(outs) == 1:
-        return [KdumpSink(plan, outs[0])]
-    parts = split_parts(plan, len(outs), request.splitblock_pfns)
-    return [KdumpSink(plan, out, part) for out, part in zip(outs, parts, strict=True)]
+    parts = split_parts(plan, len(outs), request.splitblock_pfns) if len(outs) > 1 else [None]
+    sinks: list[KdumpSink | ElfSink] = []
+    for out, part, target in zip(outs, parts, targets, strict=True):
+        sink = KdumpSink(plan, out, part)
+        # What an earlier run has left may be in the cache, in pages that hold data and descriptors.
+        if sink.alignment > 1 and isinstance(out, PlainSink) and not request.resume:
+            out.uncached = target.uncached()
+        sinks.append(sink)
+    return sinks
 
 
 def _begin(request: WriteRequest, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> list[Pfn]:

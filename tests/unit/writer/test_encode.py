@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dumpfs.structs import BE64, LE64
 from dumpfs.writer.encode import KIND_DATA, KIND_LOST, KIND_ZERO, Encoded, find_zero_pages
-from dumpfs.writer.sink_kdump import build_descriptors, descriptor_dtype
+from dumpfs.writer.sink_kdump import build_descriptors, descriptor_dtype, page_offsets
 
 PAGE = 4096
 
@@ -36,7 +36,7 @@ def descriptors(order: str) -> tuple[Encoded, bytes]:
         [],
     )
     abi = LE64 if order == "<" else BE64
-    return encoded, build_descriptors(descriptor_dtype(abi), encoded, 1000, 500, PAGE)
+    return encoded, build_descriptors(descriptor_dtype(abi), encoded, page_offsets(encoded, 1000), 500, PAGE)
 
 
 def test_descriptors_of_data_follow_one_another():

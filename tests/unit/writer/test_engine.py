@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from dumpfs.errors import DumpfsError
+from dumpfs.errors import DumpfsError, WriteError
 from dumpfs.structs import Buffer
 from dumpfs.writer.bytesink import NullSink
 from dumpfs.writer.encode import Encoded
@@ -40,8 +41,9 @@ class Encoder:
 class Out(NullSink):
     """Has no room from an offset on."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, *, waits: bool = False) -> None:
         self._room = room
+        self.waits = waits
 
     def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
         if offset + sum(map(len, chunks)) > self._room:
@@ -76,9 +78,10 @@ def pipeline(encoder: Encoder, sink: Sink, workers: int = 2) -> Pipeline:
     return Pipeline(encoder, [sink], workers, lambda pages: None, str)
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_everything_committed_is_flushed(workers):
-    sink = Sink(Out(1 << 20))
+def test_everything_committed_is_flushed(workers, waits):
+    sink = Sink(Out(1 << 20, waits=waits))
     totals = pipeline(Encoder(), sink, workers).run(JOBS)
     assert (totals.pages, totals.nbytes, totals.cause) == (BATCHES * PAGES, BATCHES * PAGES, "")
     assert sum(sink.flushed) == BATCHES
@@ -92,18 +95,20 @@ def test_slow_batches_are_flushed_on_the_way():
     assert len(sink.flushed) > 2
 
 
+@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("whole", [0, 1, 5, BATCHES - 1])
-def test_batches_before_the_one_without_room_are_kept(whole, workers, ordered):
-    sink = Sink(Out(whole * PAGES), ordered)
+def test_batches_before_the_one_without_room_are_kept(whole, workers, ordered, waits):
+    sink = Sink(Out(whole * PAGES, waits=waits), ordered)
     totals = pipeline(Encoder(), sink, workers).run(JOBS)
     assert (totals.errno, totals.cause) == (errno.ENOSPC, "No space left on device")
     assert (totals.pages, sum(sink.flushed)) == (whole * PAGES, whole)
 
 
-def test_batches_before_a_failure_are_flushed():
-    sink = Sink(Out(1 << 20))
+@pytest.mark.parametrize("waits", [False, True])
+def test_batches_before_a_failure_are_flushed(waits):
+    sink = Sink(Out(1 << 20, waits=waits))
     with pytest.raises(DumpfsError, match="made up"):
         pipeline(Encoder(broken=8 * PAGES), sink, workers=1).run(JOBS)
     # Those that were encoded ahead of it may not have been placed yet.
@@ -170,6 +175,56 @@ def test_ordered_output_is_told_of_before_the_next_batch_is_made():
     pipeline(Slow(), sink, workers=1).run(JOBS[:3])
     # The first is written when the second has been made; its commit does not wait for the third.
     assert made[0] - start < 0.85 * (made[-1] - start)
+
+
+def shared_numbers() -> memoryview:
+    """Numbers that forked processes share."""
+    return memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+
+
+def test_batch_is_encoded_while_the_one_before_it_waits_for_the_disk():
+    """A write ends only when another batch has been begun."""
+    begun = shared_numbers()
+
+    class Counts(Encoder):
+        def encode(self, first: int, stop: int) -> Encoded:
+            begun[0] += 1
+            return super().encode(first, stop)
+
+    class Waits(Out):
+        def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+            until = time.monotonic() + 10
+            while begun[0] < min(offset // PAGES + 2, BATCHES):
+                if time.monotonic() > until:
+                    raise OSError(errno.ETIMEDOUT, "no other batch was begun meanwhile")
+                time.sleep(0.001)
+
+    totals = pipeline(Counts(), Sink(Waits(1 << 20, waits=True)), workers=1).run(JOBS)
+    assert (totals.pages, totals.cause) == (BATCHES * PAGES, "")
+
+
+def test_worker_has_one_write_under_way():
+    running = shared_numbers()
+
+    class Counts(Out):
+        def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+            running[0] += 1
+            running[1] = max(running[1], running[0])
+            time.sleep(0.02)
+            running[0] -= 1
+
+    totals = pipeline(Encoder(), Sink(Counts(1 << 20, waits=True)), workers=1).run(JOBS)
+    assert (totals.pages, running[1]) == (BATCHES * PAGES, 1)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_bug_in_an_output_is_told_with_its_traceback(waits):
+    class Bug(Out):
+        def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+            raise ZeroDivisionError("made up")
+
+    with pytest.raises(WriteError, match="ZeroDivisionError: made up"):
+        pipeline(Encoder(), Sink(Bug(0, waits=waits))).run(JOBS)
 
 
 def test_closed_pipe_is_the_outputs_failure():
