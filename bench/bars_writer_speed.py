@@ -112,7 +112,8 @@ def beside_codec(codec: str, source: Path, place: AbstractContextManager[Path], 
     with place as folder:
         out = folder / "ours"
         for _ in range(rounds + 1):
-            out.unlink(missing_ok=True)  # freeing the last run's memory is none of this run's work
+            out.unlink(missing_ok=True)  # freeing what the last run has written is none of this run's work
+            os.sync()
             used = seconds(lambda: write("-f", CODECS[codec], "-d", 0, source, out))
             alone = codec_rate(codec, source)
             pages = Kdump(out).pfns.size
