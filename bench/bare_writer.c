@@ -1,9 +1,10 @@
 /* Nothing but reading, compressing and writing, for bench/bars: the least that `dumpfs write` could take.
  *
  * usage: bare_writer SOURCE OUT FLAG PROCESSES
- * FLAG is the compression's in a page descriptor. So many processes take 1 MiB of SOURCE in turns, compress its 4 KiB
- * pages by the library that dumpfs uses, and write them to OUT one behind the other. No headers, bitmaps or descriptors,
- * no order, no look for zero pages, no interpreter to start.
+ * FLAG is the compression's in a page descriptor. So many processes take 4 MiB of SOURCE in turns, compress its 4 KiB
+ * pages by the library that dumpfs uses, and write them to OUT one behind the other, past the page cache where the file
+ * system can (then two processes for each core are best). No headers, bitmaps or descriptors, no order, no look for zero
+ * pages, no interpreter to start.
  * prints: pages and wall seconds
  */
 #define _GNU_SOURCE
@@ -21,7 +22,8 @@
 #include <unistd.h>
 
 #define PAGE 4096
-#define PIECE (1 << 20)
+#define PIECE (4 << 20)
+#define BLOCK 4096
 
 struct shared {
 	_Atomic long next, end; /* offset of the next piece, and of the end of what is written */
@@ -38,7 +40,7 @@ static double now(void)
 static int work(const struct codec *codec, struct shared *shared, int source, int out)
 {
 	size_t bound = codec->bound(PAGE);
-	char *data = malloc(PIECE), *stored = malloc(PIECE + bound);
+	char *data = malloc(PIECE), *stored = aligned_alloc(BLOCK, (PIECE + bound) / BLOCK * BLOCK + 2 * BLOCK);
 
 	for (;;) {
 		ssize_t got = pread(source, data, PIECE, atomic_fetch_add(&shared->next, PIECE));
@@ -57,6 +59,7 @@ static int work(const struct codec *codec, struct shared *shared, int source, in
 			}
 			used += size;
 		}
+		used = (used + BLOCK - 1) / BLOCK * BLOCK;
 		if (pwrite(out, stored, used, atomic_fetch_add(&shared->end, used)) != (ssize_t)used)
 			return 1;
 	}
@@ -76,7 +79,9 @@ int main(int argc, char **argv)
 	}
 	codec = codec_find(strtoul(argv[3], NULL, 0));
 	source = open(argv[1], O_RDONLY);
-	out = open(argv[2], O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	out = open(argv[2], O_WRONLY | O_CREAT | O_TRUNC | O_DIRECT, 0600);
+	if (out < 0)
+		out = open(argv[2], O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	if (!codec || source < 0 || out < 0 || fstat(source, &st)) {
 		fprintf(stderr, "no such library, or a file cannot be opened\n");
 		return 1;

@@ -16,7 +16,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from dumpfs.structs import Buffer
 
 BLOCK = 4096
 """What offsets, lengths and addresses are multiples of; no disk asks for more."""
-_MIB = 1 << 20
+_COPIED = 2 << 20
+"""Bytes copied before they are written: as fast as more, and what every worker has beside a batch."""
 _REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -72,46 +73,59 @@ class UncachedFile:
         Raises:
             OSError: as write(2), but not that the file cannot be written like this.
         """
-        if self._refused:
-            return 0
-        total = sum(len(view) for view in views)
-        try:
-            return min(os.pwritev(self._fd, self._aligned(views, total), offset), total)
-        except OSError as exc:
-            if exc.errno not in _REFUSALS:
-                raise
-            self._refused = True
-            return 0
+        done = 0
+        for nbytes, buffers in self._pieces(views):
+            if self._refused:
+                break
+            try:
+                written = min(os.pwritev(self._fd, buffers, offset + done), nbytes)
+            except OSError as exc:
+                if exc.errno not in _REFUSALS:
+                    raise
+                self._refused = True
+                break
+            done += written
+            if written < nbytes:
+                break
+        return done
 
     def close(self) -> None:
         """Close it."""
         os.close(self._fd)
 
-    def _aligned(self, views: Sequence[memoryview], total: int) -> list[Buffer]:
-        """The bytes and the zeros behind them, where the disk can fetch them: where they are but for the last block, or
-        a copy.
-        """
-        whole = total - total % BLOCK
+    def _pieces(self, views: Sequence[memoryview]) -> Iterator[tuple[int, list[Buffer]]]:
+        """Bytes of `views` that come next, and the blocks to write for them: in place but for the last, or copied."""
         if len(views) == 1 and _address(views[0]) % BLOCK == 0:
-            last = self._memory(BLOCK)
-            last[: total - whole] = views[0][whole:]
-            last[total - whole :] = bytes(BLOCK - total + whole)
-            return [views[0][:whole], last] if total > whole else [views[0]]
-        padded = -(-total // BLOCK) * BLOCK
-        copy = self._memory(padded)
-        at = 0
+            view, used = views[0], len(views[0]) % BLOCK
+            if not used:
+                yield len(view), [view]
+                return
+            last = self._memory()[:BLOCK]
+            last[:used] = view[len(view) - used :]
+            last[used:] = bytes(BLOCK - used)
+            yield len(view), [view[: len(view) - used], last]
+            return
+        room, used = self._memory(), 0
         for view in views:
-            copy[at : at + len(view)] = view
-            at += len(view)
-        copy[total:] = bytes(padded - total)
-        return [copy]
+            at = 0
+            while at < len(view):
+                count = min(len(view) - at, _COPIED - used)
+                room[used : used + count] = view[at : at + count]
+                at, used = at + count, used + count
+                if used == _COPIED:
+                    yield used, [room]
+                    used = 0
+        if used:
+            padded = -(-used // BLOCK) * BLOCK
+            room[used:padded] = bytes(padded - used)
+            yield used, [room[:padded]]
 
-    def _memory(self, size: int) -> memoryview:
+    def _memory(self) -> memoryview:
         """This process's own memory, at a page boundary."""
-        if self._room is None or self._owner != os.getpid() or len(self._room) < size:
-            self._room = mmap.mmap(-1, -(-size // _MIB) * _MIB, flags=mmap.MAP_PRIVATE)
+        if self._room is None or self._owner != os.getpid():
+            self._room = mmap.mmap(-1, _COPIED, flags=mmap.MAP_PRIVATE)
             self._owner = os.getpid()
-        return memoryview(self._room)[:size]
+        return memoryview(self._room)
 
 
 def _address(view: memoryview) -> int:

@@ -72,6 +72,8 @@ CHUNKS: dict[str, Callable[[], list[Buffer]]] = {
     "whole blocks": lambda: [aligned_block(2 * BLOCK)],
     "less than a block": lambda: [aligned_block(10)],
     "several": lambda: [aligned_block(5000), b"", b"x" * 5000, aligned_block(BLOCK)],
+    "more than are copied at once": lambda: [random.Random(4).randbytes(5 << 20), b"x" * BLOCK, b"y" * (3 << 20), b"z"],
+    "just as many as are copied at once": lambda: [bytes(1 << 20), b"x" * (1 << 20)],
     "many": lambda: [bytes([i % 256]) * 50 for i in range(3000)],
 }
 
@@ -79,13 +81,13 @@ CHUNKS: dict[str, Callable[[], list[Buffer]]] = {
 @pytest.mark.parametrize("what", CHUNKS)
 def test_bytes_and_zeros_up_to_the_block_reach_the_file(file, monkeypatch, what):
     sink, calls = sink_past_the_cache(file, monkeypatch)
-    os.pwrite(file, b"\xff" * 400000, 0)
+    os.pwrite(file, b"\xff" * (12 << 20), 0)
     chunks = CHUNKS[what]()
     sink.write_data(BLOCK, chunks)
     data = b"".join(chunks)
     padded = data + bytes(-len(data) % BLOCK)
-    assert calls == [BLOCK]
-    there = os.pread(file, 400000, 0)
+    assert calls == list(range(BLOCK, BLOCK + len(data), 2 << 20))
+    there = os.pread(file, 12 << 20, 0)
     assert there[:BLOCK] == b"\xff" * BLOCK
     assert there[BLOCK : BLOCK + len(padded)] == padded
     assert there[BLOCK + len(padded) :].strip(b"\xff") == b""
@@ -183,7 +185,7 @@ def test_forked_processes_do_not_write_from_the_same_memory(file, monkeypatch):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert sink.uncached is not None
-    assert bytes(sink.uncached._memory(BLOCK)[:100]) == b"a" * 100
+    assert bytes(sink.uncached._memory()[:100]) == b"a" * 100
 
 
 # -- whole dumps -----------------------------------------------------------------------------------------------------
