@@ -33,7 +33,10 @@ _QUEUED = 2
 _UNPLACED = 2
 """Batches per worker that may be encoded or in work and not yet placed: bounds memory when one takes long. With 4 it is
 no faster, and two workers take 40 MB more."""
-
+_UNFLUSHED = 32
+"""Batches whose descriptors may wait: copied as they are a thousand come in a second, and writing those of one takes
+100 KB of memory.
+"""
 _TICK = 0.25
 """Seconds between two looks at whether to stop, and how long descriptors may wait to be written."""
 
@@ -285,9 +288,12 @@ class Pipeline:
             assert batch.pieces is not None
             with _output():
                 self.sinks[batch.job.sink].commit(batch.encoded, batch.pieces)
-            self._unflushed.setdefault(batch.job.sink, []).append(batch.encoded)
+            waiting = self._unflushed.setdefault(batch.job.sink, [])
+            waiting.append(batch.encoded)
             del self._batches[self._committed]
             self._committed += 1
+            if len(waiting) >= _UNFLUSHED:
+                self._flush()
 
     def _flush(self) -> None:
         """Have every sink write what waits, whatever happens to the others, and count it."""
