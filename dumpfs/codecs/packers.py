@@ -129,7 +129,7 @@ class LzoPacker:
 def _load() -> ctypes.CDLL:
     for name in _LIBRARIES:
         try:
-            return ctypes.PyDLL(name)  # keeps the interpreter's lock: each worker has but one thread
+            return ctypes.PyDLL(name)  # keeps the interpreter's lock: a page takes microseconds
         except OSError:
             continue
     raise OSError("liblzo2 is not installed")

@@ -32,11 +32,9 @@ static PyObject *encode_buffers(const struct codec *codec, struct batch *batch)
 		batch->out += start;
 		batch->sizes = (uint32_t *)PyBytes_AsString(sizes);
 		batch->flags = (uint32_t *)PyBytes_AsString(flags);
-		encoding = 1;
 		Py_BEGIN_ALLOW_THREADS /* another thread may be writing what was encoded before */
 		size = encode_batch(codec, batch);
 		Py_END_ALLOW_THREADS
-		encoding = 0;
 		used = PySequence_GetSlice(view, start, start + size); /* a copy would cost as much as the zero test */
 	}
 	if (used)
@@ -74,7 +72,9 @@ PyObject *python_encode(PyObject *module, PyObject *args)
 		batch.page_size = page_size;
 		batch.count = kinds.len;
 		batch.kinds = kinds.buf;
+		encoding = 1;
 		result = encode_buffers(codec, &batch);
+		encoding = 0;
 	}
 	PyBuffer_Release(&data);
 	PyBuffer_Release(&kinds);

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dumpfs.structs import Buffer
-from dumpfs.writer.uncached import BLOCK, UncachedFile
+from dumpfs.writer.uncached import UncachedFile
 
 FLAT_SIGNATURE = b"makedumpfile\0\0\0\0"
 FLAT_HEADER_SIZE = 4096
@@ -47,7 +47,7 @@ class ByteSink(Protocol):
         """
 
     def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
-        """Write page data: as `write_at`, but may put zeros behind it up to the next multiple of `uncached.BLOCK`.
+        """Write page data: as `write_at`, and zeros behind them as the file's form asks for.
 
         Raises:
             OSError: as `write_at`.
@@ -80,13 +80,16 @@ class PlainSink:
     def __init__(self, fd: int, limit: int | None = None) -> None:
         self.fd = fd
         self._limit = limit
+        self.alignment = 1
+        """What page data begin at multiples of. Zeros are put behind them up to the next one: what was there before, on
+        a device or when an earlier run is continued, must not stay amid a finished dump."""
         self.uncached: UncachedFile | None = None
-        """The way past the page cache, for page data that begin at whole blocks."""
+        """The way past the page cache for page data, where `alignment` is `uncached.BLOCK`."""
 
     @property
     def waits(self) -> bool:
         """See `ByteSink.waits`."""
-        return self.uncached is not None
+        return self.uncached is not None and not self.uncached.refused
 
     def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
         """See `ByteSink.write_at`."""
@@ -94,8 +97,9 @@ class PlainSink:
 
     def write_data(self, offset: int, chunks: Sequence[Buffer]) -> None:
         """See `ByteSink.write_data`."""
-        views = self._within_limit(offset, chunks)
-        if self.uncached is not None and views and offset % BLOCK == 0:
+        padding = -(offset + sum(len(chunk) for chunk in chunks)) % self.alignment
+        views = self._within_limit(offset, [*chunks, bytes(padding)])
+        if self.uncached is not None and views:
             done = self.uncached.write(offset, views)
             offset += done
             views = _after(views, done)

@@ -44,8 +44,7 @@ def estimate_size(plan: WritePlan, *, elf: bool, files: int, tick: Callable[[], 
     """
     if elf:
         return Estimate(ElfSink(plan, NullSink()).end, 0)
-    sink = KdumpSink(plan, NullSink())
-    headers = sink.end * files
+    headers = KdumpSink(plan, NullSink()).end * files
     if not plan.codec_flag and not plan.shares_zero_pages:
         lost = count_bits(plan.dump & bits_of(plan.image.lost, plan.facts.max_mapnr))
         return Estimate(headers + (plan.count - lost) * plan.facts.page_size, 0)
@@ -56,8 +55,7 @@ def estimate_size(plan: WritePlan, *, elf: bool, files: int, tick: Callable[[], 
         encoded = encoder.encode(first, stop)
         pages += len(encoded.kinds)
         nbytes += encoded.nbytes
-    gaps = len(list(plan.batches())) * (sink.alignment // 2)
-    return Estimate(headers + gaps + nbytes * plan.count // max(pages, 1), pages)
+    return Estimate(headers + nbytes * plan.count // max(pages, 1), pages)
 
 
 def _sample(plan: WritePlan) -> list[tuple[Pfn, Pfn]]:

@@ -37,7 +37,7 @@ _BITMAP_STEP = 4 << 20
 _LARGE = 256 << 20
 """Bytes of pages from which on a dump is large: smaller ones are in the cache when they are opened next."""
 _MARGIN = 64 << 10
-"""Where data of a large dump begin: no page of the cache, the largest of which this is, holds other things besides."""
+"""What data of a large dump begin at a multiple of: no page of memory, on any machine, holds other things besides."""
 
 Offsets = npt.NDArray[np.uint64]
 Piece = tuple[int, int, int]
@@ -155,6 +155,7 @@ class KdumpSink:
         self.alignment = BLOCK if plan.count * layout.page_size >= _LARGE else 1
         """What each batch's bytes begin at a multiple of."""
         start = layout.data_offset + (layout.page_size if plan.shares_zero_pages else 0)
+        self._headers_end = start
         self._data_end = start if self.alignment == 1 else _up(start, _MARGIN)
         """One past the last byte of page data."""
         self.written = 0
@@ -182,20 +183,15 @@ class KdumpSink:
         layout, plan, out = self.layout, self.plan, self.out
         status = plan.codec_flag | DUMP_DH_COMPRESSED_INCOMPLETE
         out.write_at(0, [build_main_header(plan.facts, layout, status).ljust(layout.page_size, b"\0")])
-        self._write_sub_header(0, notes=True)
+        sub_header = build_sub_header(plan.facts, layout, self.part, 0) + plan.facts.notes
+        out.write_at(layout.page_size, [sub_header.ljust(layout.page_size * layout.sub_hdr_size, b"\0")])
         self._write_bitmap(plan.ram, layout.bitmap_offset)
         self._write_bitmap(plan.dump, layout.bitmap_offset + layout.bitmap_bytes)
         # Room for the descriptors is made sure of now: data that nothing points at would be worth nothing.
         out.reserve(layout.descriptor_offset, layout.data_offset - layout.descriptor_offset)
         if plan.shares_zero_pages:
             out.write_at(layout.data_offset, [bytes(layout.page_size)])
-
-    def _write_sub_header(self, eraseinfo_offset: int, *, notes: bool = False) -> None:
-        layout, facts = self.layout, self.plan.facts
-        data = build_sub_header(facts, layout, self.part, eraseinfo_offset)
-        if notes:
-            data = (data + facts.notes).ljust(layout.page_size * layout.sub_hdr_size, b"\0")
-        self.out.write_at(layout.page_size, [data])
+        out.write_at(self._headers_end, [bytes(self._data_end - self._headers_end)])
 
     def _write_bitmap(self, bits: Bits, offset: int) -> None:
         for start in range(0, len(bits), _BITMAP_STEP):
@@ -206,6 +202,8 @@ class KdumpSink:
 
     def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
         """Where the `nbytes` bytes of the next batch go."""
+        if not nbytes:
+            return [(self._data_end, 0, 0)]
         offset = _up(self._data_end, self.alignment)
         self._data_end = offset + nbytes
         return [(offset, 0, nbytes)]
@@ -242,14 +240,17 @@ class KdumpSink:
         self._waiting = []
 
     def finish(self, *, complete: bool) -> None:
-        """Write the erase information and, for a complete dump, clear the mark."""
+        """Write the erase information and clear the mark, if the dump is complete."""
         layout, plan, out = self.layout, self.plan, self.out
         if plan.facts.eraseinfo and complete:
             out.write_at(self._data_end, [plan.facts.eraseinfo])
-            self._write_sub_header(self._data_end)
         if complete:
             out.sync()  # the data is on the disk before the header says so
-            out.write_at(0, [build_main_header(plan.facts, layout, plan.codec_flag)])
+            headers = [build_main_header(plan.facts, layout, plan.codec_flag)]
+            if plan.facts.eraseinfo:  # told at once: what is marked has the headers of a dump without it
+                sub_header = build_sub_header(plan.facts, layout, self.part, self._data_end)
+                headers = [headers[0].ljust(layout.page_size, b"\0"), sub_header]
+            out.write_at(0, headers)
         out.finish()
 
     @property

@@ -157,7 +157,7 @@ class Target:
         if self._renamed and _kind(self.path) is None:
             os.rename(self.partial, self.path)
 
-    def uncached(self) -> UncachedFile | None:
+    def open_uncached(self) -> UncachedFile | None:
         """The way past the page cache for a new dump's page data, where there is one."""
         if self.direct:
             return None

@@ -33,6 +33,7 @@ from dumpfs.writer.sink_elf import ElfSink
 from dumpfs.writer.sink_kdump import KdumpSink
 from dumpfs.writer.source import ErasedImage, in_kernel_pages, open_source
 from dumpfs.writer.target import Target
+from dumpfs.writer.uncached import BLOCK
 from dumpfs.writer.understand import describe, understand
 from dumpfs.writer.zeroscan import ZeroCollector, ZeroFinder
 
@@ -306,9 +307,11 @@ def _open_sinks(request: WriteRequest, plan: WritePlan, targets: Sequence[Target
     sinks: list[KdumpSink | ElfSink] = []
     for out, part, target in zip(outs, parts, targets, strict=True):
         sink = KdumpSink(plan, out, part)
-        # What an earlier run has left may be in the cache, in pages that hold data and descriptors.
-        if sink.alignment > 1 and isinstance(out, PlainSink) and not request.resume:
-            out.uncached = target.uncached()
+        if isinstance(out, PlainSink):
+            out.alignment = sink.alignment
+            # What an earlier run has left may be in the cache, in pages that hold data and descriptors.
+            if sink.alignment == BLOCK and not request.resume:
+                out.uncached = target.open_uncached()
         sinks.append(sink)
     return sinks
 

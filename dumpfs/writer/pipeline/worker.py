@@ -1,7 +1,7 @@
 """What a worker process does: encode batches, and write each where the parent says.
 
-A write that waits for the disk is done in a thread beside the encoding of the next batch. The threads do not fight over
-the interpreter: one is in C and the other in a system call, nearly all of their time.
+A write that waits for the disk is done in a thread beside the encoding of the next batch. With the loops in C the two
+do not fight over the interpreter: one is in C and the other in a system call, nearly all of their time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import os
 import select
 import signal
 import traceback
-from collections import deque
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Protocol
+from queue import SimpleQueue
+from threading import Thread
+from typing import Protocol
 
 from dumpfs.errors import DumpfsError
 from dumpfs.structs import Buffer
 from dumpfs.units import Pfn
 from dumpfs.writer.bytesink import ByteSink
 from dumpfs.writer.encode import Encoded
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 Piece = tuple[int, int, int]
 """(offset in the file, first byte, bytes): where a stretch of a batch's bytes goes."""
@@ -62,10 +60,9 @@ def _serve(connection: Connection, encoder: BatchEncoder, outs: list[ByteSink], 
     What was written is told along with the next batch, for the parent's turns cost time that workers need; unless
     there is nothing else to do, or others wait for it: then `at_once`.
     """
-    writes = _Writes()
     events = select.poll()
     events.register(connection, select.POLLIN)
-    events.register(writes.finished, select.POLLIN)
+    writes = _Writes(events)
     held: dict[int, list[Buffer]] = {}
     try:
         while True:
@@ -106,15 +103,24 @@ class _Refused(Exception):
 
 
 class _Writes:
-    """The writes of one worker, in order: at once, or in a thread where they wait for the disk."""
+    """The writes of one worker, in order: at once, or in a thread where they wait for the disk.
 
-    def __init__(self) -> None:
+    Args:
+        events: hears of what the thread has done.
+    """
+
+    def __init__(self, events: select.poll) -> None:
         self.done: list[int] = []
         """Batches that are in the file and were not told yet."""
-        self.finished = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Readable when there is something for `collect`."""
-        self._thread: ThreadPoolExecutor | None = None
-        self._running: deque[tuple[int, Future[None]]] = deque()
+        self._events = events
+        self._thread: Thread | None = None
+        self._tried = False
+        self._finished = -1
+        """An eventfd: readable when the thread has done something."""
+        self._given: SimpleQueue[tuple[int, ByteSink, list[Buffer], list[Piece]]] = SimpleQueue()
+        self._results: SimpleQueue[tuple[int, Exception | None]] = SimpleQueue()
+        self._running = False
+        """Whether the thread has a batch; it gets one at a time, for each is megabytes."""
 
     def add(self, number: int, out: ByteSink, chunks: list[Buffer], pieces: list[Piece]) -> None:
         """Write a batch, or begin to, when the one before it is written.
@@ -123,31 +129,28 @@ class _Writes:
             _Refused: it, or the one before it, cannot be written.
         """
         self.collect(wait=True)
-        if not out.waits:
+        if out.waits and self._start():
+            self._given.put((number, out, chunks, pieces))
+            self._running = True
+        else:
             _write(out, chunks, pieces)
             self.done.append(number)
-            return
-        if self._thread is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._thread = ThreadPoolExecutor(1)
-        future = self._thread.submit(_write, out, chunks, pieces)
-        self._running.append((number, future))
-        future.add_done_callback(lambda _: os.eventfd_write(self.finished, 1))
 
     def collect(self, *, wait: bool = False) -> None:
-        """Take note of what the thread has written, with `wait` of all that it was given.
+        """Take note of what the thread has written, with `wait` of what it has yet to write.
 
         Raises:
-            _Refused: some of it cannot be written.
+            _Refused: it cannot be written.
         """
         if self._thread is None:
             return
         with suppress(BlockingIOError):
-            os.eventfd_read(self.finished)  # even if nothing runs: it is set a moment after a write is known to be done
-        while self._running and (wait or self._running[0][1].done()):
-            number, future = self._running.popleft()
-            future.result()
+            os.eventfd_read(self._finished)  # also when it is told a moment after its result was taken
+        if self._running and (wait or not self._results.empty()):
+            number, failure = self._results.get()
+            self._running = False
+            if failure is not None:
+                raise failure
             self.done.append(number)
 
     def take(self) -> list[int]:
@@ -157,9 +160,35 @@ class _Writes:
 
     def last(self) -> list[int]:
         """What is to be told when something else has failed."""
-        with suppress(_Refused):
+        with suppress(Exception):  # the first failure is the one to tell
             self.collect(wait=True)
         return self.take()
+
+    def _start(self) -> bool:
+        """Have a thread; where none is to be had, writing is waited for."""
+        if not self._tried:
+            self._tried = True
+            try:
+                self._finished = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                thread = Thread(target=self._run, daemon=True)
+                thread.start()
+            except (OSError, RuntimeError):  # a limit of descriptors or of tasks
+                return False
+            self._thread = thread
+            self._events.register(self._finished, select.POLLIN)
+        return self._thread is not None
+
+    def _run(self) -> None:
+        while True:
+            number, out, chunks, pieces = self._given.get()
+            failure = None
+            try:
+                _write(out, chunks, pieces)
+            except Exception as exc:  # noqa: BLE001 - raised where it is collected
+                failure = exc
+            del chunks
+            self._results.put((number, failure))
+            os.eventfd_write(self._finished, 1)
 
 
 def _write(out: ByteSink, chunks: list[Buffer], pieces: list[Piece]) -> None:

@@ -15,6 +15,7 @@ from dumpfs.errors import DumpfsError, WriteError
 from dumpfs.structs import Buffer
 from dumpfs.writer.bytesink import NullSink
 from dumpfs.writer.encode import Encoded
+from dumpfs.writer.pipeline import worker
 from dumpfs.writer.pipeline.engine import Job, Pipeline
 
 PAGES = 4
@@ -182,8 +183,36 @@ def shared_numbers() -> memoryview:
     return memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
 
 
-def test_batch_is_encoded_while_the_one_before_it_waits_for_the_disk():
-    """A write ends only when another batch has been begun."""
+def test_batch_is_encoded_while_another_waits_for_the_disk():
+    """The first write ends once the third batch, which is begun after it, has seen it under way."""
+    state = shared_numbers()
+
+    def wait_for(number: int) -> None:
+        until = time.monotonic() + 3
+        while state[0] != number and time.monotonic() < until:
+            time.sleep(0.001)
+
+    class Looks(Encoder):
+        def encode(self, first: int, stop: int) -> Encoded:
+            if first == 2 * PAGES:
+                wait_for(1)
+                state[0] += 1
+            return super().encode(first, stop)
+
+    class Waits(Out):
+        def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
+            if offset == 0:
+                state[0] = 1
+                wait_for(2)
+                state[1] = state[0]
+
+    totals = pipeline(Looks(), Sink(Waits(1 << 20, waits=True)), workers=1).run(JOBS)
+    assert (totals.pages, totals.cause) == (BATCHES * PAGES, "")
+    assert state[1] == 2
+
+
+def test_worker_does_not_encode_far_ahead_of_a_slow_disk():
+    """What is encoded and not written takes memory."""
     begun = shared_numbers()
 
     class Counts(Encoder):
@@ -191,30 +220,45 @@ def test_batch_is_encoded_while_the_one_before_it_waits_for_the_disk():
             begun[0] += 1
             return super().encode(first, stop)
 
-    class Waits(Out):
+    class Slow(Out):
         def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
-            until = time.monotonic() + 10
-            while begun[0] < min(offset // PAGES + 2, BATCHES):
-                if time.monotonic() > until:
-                    raise OSError(errno.ETIMEDOUT, "no other batch was begun meanwhile")
-                time.sleep(0.001)
+            time.sleep(0.05)
+            begun[1] = max(begun[1], begun[0] - offset // PAGES)
 
-    totals = pipeline(Counts(), Sink(Waits(1 << 20, waits=True)), workers=1).run(JOBS)
+    totals = pipeline(Counts(), Sink(Slow(1 << 20, waits=True)), workers=1).run(JOBS)
+    assert totals.pages == BATCHES * PAGES
+    assert begun[1] <= 5
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_worker_that_can_have_no_thread_waits_for_the_disk(monkeypatch, error):
+    def start(*args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(*(("os.eventfd", start) if isinstance(error, OSError) else (worker.Thread, "start", start)))
+    sink = Sink(Out(1 << 20, waits=True))
+    totals = pipeline(Encoder(), sink).run(JOBS)
     assert (totals.pages, totals.cause) == (BATCHES * PAGES, "")
+    assert sum(sink.flushed) == BATCHES
 
 
-def test_worker_has_one_write_under_way():
-    running = shared_numbers()
+def test_failure_of_both_threads_is_told():
+    """The encoder's is, which keeps its words although the write fails as well."""
 
-    class Counts(Out):
+    class Bug(Out):
         def write_at(self, offset: int, chunks: Sequence[Buffer]) -> None:
-            running[0] += 1
-            running[1] = max(running[1], running[0])
-            time.sleep(0.02)
-            running[0] -= 1
+            time.sleep(0.2)
+            raise ZeroDivisionError
 
-    totals = pipeline(Encoder(), Sink(Counts(1 << 20, waits=True)), workers=1).run(JOBS)
-    assert (totals.pages, running[1]) == (BATCHES * PAGES, 1)
+    class Slow(Encoder):
+        def encode(self, first: int, stop: int) -> Encoded:
+            time.sleep(0.1 if first == 2 * PAGES else 0)
+            return super().encode(first, stop)
+
+    with pytest.raises(DumpfsError, match="made up"):
+        pipeline(Slow(broken=2 * PAGES), Sink(Bug(0, waits=True)), workers=1).run(JOBS)
 
 
 @pytest.mark.parametrize("waits", [False, True])
