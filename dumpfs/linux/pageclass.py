@@ -204,11 +204,25 @@ class PageClassifier:
             ("page._mapcount", keys.mapcount, 4),
             ("page.private", keys.private, word),
             ("page.compound_head", keys.compound_head, word),
-            ("page.compound_order", keys.compound_order or 0, 1),
-            ("page.compound_dtor", keys.compound_dtor or 0, 1),
+            ("page.compound_order", keys.compound_order or 0, keys.order_size),
+            ("page.compound_dtor", keys.compound_dtor or 0, keys.dtor_size),
         ):
             if not 0 <= offset <= keys.size - size:
-                raise VmcoreinfoError(f"OFFSET({name})", f"{offset} is outside of struct page ({keys.size} bytes)")
+                problem = f"{offset} is outside of struct page ({keys.size} bytes)"
+                raise VmcoreinfoError(f"OFFSET({name})", problem, hint=_HINT)
+        for name, number, end in (
+            ("PG_lru", keys.lru, 8 * word),
+            ("PG_private", keys.private_bit, 8 * word),
+            ("PG_swapcache", keys.swapcache, 8 * word),
+            ("PG_swapbacked", keys.swapbacked, 8 * word),
+            ("PG_slab", keys.slab_bit, 8 * word),
+            ("PG_hwpoison", keys.hwpoison, 8 * word),
+            ("PG_hugetlb", keys.hugetlb_bit, 8 * word),
+            ("PG_head_mask", keys.head_mask, 1 << 8 * word),
+            ("HUGETLB_PAGE_DTOR", keys.hugetlb_dtor, 1 << 8 * keys.dtor_size),
+        ):
+            if number is not None and not 0 <= number < end:
+                raise VmcoreinfoError(f"NUMBER({name})", f"{number} cannot be, it is 0 to {end - 1}", hint=_HINT)
 
     def classify(self, first: Pfn, count: int) -> Classes:
         """The classes of `count` pages from `first` on; 0 where there is no struct page or it is not in the dump.
@@ -255,7 +269,7 @@ class PageClassifier:
         if columns.count and first == block and columns.tail[0]:
             self._add_gigantic(classes, block, int(columns.compound_head[0]) - 1)
         base = first - block
-        classes[base : base + columns.count] |= np.where(orders == 0, own, np.uint8(0))
+        classes[base : base + columns.count] |= _class_where(orders == 0, own)
         large = np.flatnonzero((orders > 0) & (own != 0))
         for bit in np.flatnonzero(np.bincount(own[large])).tolist():
             heads = large[own[large] == bit]
@@ -272,24 +286,22 @@ class PageClassifier:
             swap &= columns.bit(keys.swapbacked)
         cache = (columns.bit(keys.lru) | swap) & ~anon
         private = columns.bit(keys.private_bit)
-        own = np.zeros(columns.count, dtype=np.uint8)
-        offline = columns.has_type(keys.offline_type) & ~slab
-        own[offline] = PageClass.OFFLINE
+        own = _class_where(columns.has_type(keys.offline_type) & ~slab, PageClass.OFFLINE)
         if keys.hwpoison is not None:
-            own[columns.bit(keys.hwpoison)] = PageClass.HWPOISON
-        own[anon | hugetlb] |= np.uint8(PageClass.USER)
-        own[cache & private] |= np.uint8(PageClass.CACHE_PRIVATE)
-        own[cache & ~private] |= np.uint8(PageClass.CACHE)
-        buddy = columns.has_type(keys.buddy_type) & ~slab
-        sane = columns.private < np.uint64(keys.max_orders)
-        self.odd_orders += int((buddy & ~sane).sum())
-        free = buddy & sane
+            own[np.flatnonzero(columns.bit(keys.hwpoison))] = PageClass.HWPOISON
+        own |= _class_where(anon | hugetlb, PageClass.USER)
+        own |= _class_where(cache & private, PageClass.CACHE_PRIVATE)
+        own |= _class_where(cache & ~private, PageClass.CACHE)
+        buddy = np.flatnonzero(columns.has_type(keys.buddy_type) & ~slab)
+        sane = columns.private[buddy] < np.uint64(keys.max_orders)
+        self.odd_orders += len(buddy) - int(sane.sum())
+        free = buddy[sane]
         own[free] = PageClass.FREE
         orders[free] = columns.private[free].astype(np.int64)
-        unaccepted = columns.has_type(keys.unaccepted_type)
+        unaccepted = np.flatnonzero(columns.has_type(keys.unaccepted_type))
         own[unaccepted] = PageClass.FREE
         orders[unaccepted] = keys.max_orders - 1
-        own[columns.tail] = 0
+        own = _class_where(~columns.tail, own)
         return own, orders
 
     def _add_gigantic(self, classes: Classes, block: Pfn, head_vaddr: int) -> None:
@@ -309,6 +321,12 @@ class PageClassifier:
             classes |= own[0]
 
 
+def _class_where(mask: _Mask, value: int | Classes) -> Classes:
+    """A class, or each page's own, where the mask is set; an index by the mask would take fifty times as long."""
+    classes: Classes = mask.view(np.uint8) * (np.uint8(value) if isinstance(value, int) else value)
+    return classes
+
+
 class _Columns:
     """The fields of consecutive struct pages, each as an array; a view, nothing is copied."""
 
@@ -317,31 +335,33 @@ class _Columns:
         self._order = "<" if space.byteorder == "little" else ">"
         self._word = space.word_size
         self.count = len(data) // keys.size
-        self.flags = self._column(keys.flags, self._word)
+        # Making a column dense costs as much as one look at it: for those that are looked at again and again.
+        self.flags = self._column(keys.flags, self._word).astype(np.uint64)
         self.mapping = self._column(keys.mapping, self._word)
         self.private = self._column(keys.private, self._word)
         self.compound_head = self._column(keys.compound_head, self._word)
-        self.mapcount = self._column(keys.mapcount, 4)
+        self.mapcount = self._column(keys.mapcount, 4).astype(np.uint32)
         self.tail: _Mask = (self.compound_head & np.uint64(1)).astype(np.bool_)
         self.slab: _Mask = self.has_type(keys.slab_type) if keys.slab_type is not None else self.bit(keys.slab_bit or 0)
 
     def _column(self, offset: int, size: int) -> _Column:
         if not self.count:
             return np.zeros(0, dtype=np.uint64)
-        column = np.ndarray(
+        column: _Column = np.ndarray(
             (self.count,), dtype=f"{self._order}u{size}", buffer=self._data, offset=offset, strides=(self._keys.size,)
         )
-        return column.astype(np.uint64)
+        return column
 
     def bit(self, number: int) -> _Mask:
         """Which pages have a flag."""
-        return (self.flags >> np.uint64(number) & np.uint64(1)).astype(np.bool_)
+        mask: _Mask = (self.flags & np.uint64(1 << number)) != 0
+        return mask
 
     def has_type(self, value: int | None) -> _Mask:
         """Which pages have a value of _mapcount."""
         if value is None:
             return np.zeros(self.count, dtype=np.bool_)
-        mask: _Mask = self.mapcount == np.uint64(value)
+        mask: _Mask = self.mapcount == np.uint32(value)
         return mask
 
     def compound(self, pfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], _Mask]:
@@ -361,7 +381,7 @@ class _Columns:
         found[(pfns[heads] & ((np.int64(1) << found) - 1)) != 0] = 0
         orders[heads] = found
         if keys.hugetlb_type is not None:
-            hugetlb[heads] = self.mapcount[heads] == np.uint64(keys.hugetlb_type)
+            hugetlb[heads] = self.mapcount[heads] == np.uint32(keys.hugetlb_type)
         elif keys.hugetlb_bit is not None:
             hugetlb[heads] = (self.flags[heads + 1] >> np.uint64(keys.hugetlb_bit) & np.uint64(1)).astype(np.bool_)
         elif keys.hugetlb_dtor is not None and keys.compound_dtor is not None:

@@ -113,6 +113,7 @@ def _filter(
     chosen: Selection, max_mapnr: Pfn, level: int, classifier: PageClassifier, tick: Callable[[], None]
 ) -> None:
     counts = dict.fromkeys(CLASS_NAMES.values(), 0)
+    names = [(int(bit), name) for bit, name in CLASS_NAMES.items()]
     block_bytes = BLOCK_PFNS // 8
     for offset in range(0, len(chosen.dump), block_bytes):
         bits = chosen.dump[offset : offset + block_bytes]
@@ -123,9 +124,11 @@ def _filter(
         stop = min(first + BLOCK_PFNS, max_mapnr)
         classes = classifier.classify(first, stop - first)
         present = window(chosen.dump, first, stop)
-        found = np.bincount(classes[present], minlength=256)
-        for bit, name in CLASS_NAMES.items():
-            counts[name] += int(sum(found[value] for value in np.flatnonzero(found).tolist() if value & bit))
+        found = np.bincount(classes * present)  # of no class is what is not there
+        for value in np.flatnonzero(found).tolist():
+            for bit, name in names:
+                if value & bit:
+                    counts[name] += int(found[value])
         keep = present & keep_mask(classes, level)
         packed = np.packbits(keep, bitorder="little")
         bits[: len(packed)] = packed

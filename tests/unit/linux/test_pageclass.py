@@ -261,6 +261,27 @@ def test_offset_outside_of_the_struct_is_refused(value):
         classifier(Pages("6.12", 64), KERNELS["6.12"] | {"OFFSET(page.flags)": value})
 
 
+@pytest.mark.parametrize("key", ["PG_lru", "PG_private", "PG_swapcache", "PG_swapbacked", "PG_slab", "PG_hwpoison"])
+@pytest.mark.parametrize("value", ["-1", "64"])
+def test_flag_that_no_word_has_is_refused(key, value):
+    with pytest.raises(VmcoreinfoError, match=rf"NUMBER\({key}\).*0 to 63"):
+        classifier(Pages("4.16 to 6.5"), KERNELS["4.16 to 6.5"] | {f"NUMBER({key})": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("PG_head_mask", "-65536"), ("PG_head_mask", str(1 << 64)), ("HUGETLB_PAGE_DTOR", "-2")]
+)
+def test_value_that_its_field_cannot_have_is_refused(key, value):
+    with pytest.raises(VmcoreinfoError, match=rf"NUMBER\({key}\)"):
+        classifier(Pages("4.16 to 6.5"), KERNELS["4.16 to 6.5"] | {f"NUMBER({key})": value})
+
+
+def test_order_that_ends_outside_of_the_struct_is_refused():
+    keys = KERNELS["4.4 to 4.15"] | {"OFFSET(page.compound_dtor)": "61", "OFFSET(page.compound_order)": "63"}
+    with pytest.raises(VmcoreinfoError, match=r"compound_order.*outside"):
+        classifier(Pages("4.4 to 4.15"), keys)
+
+
 @pytest.mark.parametrize(
     ("level", "dropped"),
     [
