@@ -49,12 +49,13 @@ _MAX_FOLDER_FILES = 1000
 _LISTED = 8
 
 
-def open_image(paths: Sequence[StrPath], *, format: str | None = None) -> DumpImage:
+def open_image(paths: Sequence[StrPath], *, format: str | None = None, readers: int = 0) -> DumpImage:
     """The dump in a file, in the parts of a split set in any order, or in a folder that holds one dump.
 
     Args:
         paths: a file, several parts, or one folder such as /var/crash/<date>.
         format: one of `FORMAT_NAMES` instead of finding out; 'raw' is never found out.
+        readers: processes that will go through the dump together; see `FileSource`.
 
     Raises:
         UsageError: no path, an unknown format name, or several files that are no split set.
@@ -67,7 +68,7 @@ def open_image(paths: Sequence[StrPath], *, format: str | None = None) -> DumpIm
         raise UsageError("no dump was named")
     chosen = _format_by_name(format)
     with ExitStack() as opened:
-        files = _open_files(find_files(paths), opened)
+        files = _open_files(find_files(paths), opened, readers)
         if chosen is None:
             sources = [_unwrapped(f) for f in files]
             chosen = _common_format(sources)
@@ -106,11 +107,11 @@ def _open_as(row: Format, sources: Sequence[ByteSource]) -> DumpImage:
     return image
 
 
-def _open_files(paths: Iterable[StrPath], opened: ExitStack) -> list[ByteSource]:
+def _open_files(paths: Iterable[StrPath], opened: ExitStack, readers: int) -> list[ByteSource]:
     """Sources of all the files."""
     found: list[ByteSource] = []
     for path in paths:
-        source = FileSource(path)
+        source = FileSource(path, readers=readers)
         opened.callback(source.close)
         found.append(source)
     return found

@@ -239,8 +239,12 @@ class MountImage(WrappedImage):
             source.close()
 
 
-def open_source(paths: Sequence[str]) -> DumpImage:
+def open_source(paths: Sequence[str], *, readers: int = 0) -> DumpImage:
     """The dump that `paths` name: see `formats.open_image`; also a dumpfs mount point or what lies in one.
+
+    Args:
+        paths: files, or a folder.
+        readers: processes that will go through it together; see `FileSource`.
 
     Raises:
         DumpfsError: as `open_image`.
@@ -248,7 +252,7 @@ def open_source(paths: Sequence[str]) -> DumpImage:
     """
     mount = find_mount(paths[0]) if len(paths) == 1 else None
     if mount is None:
-        return open_image(paths)
+        return open_image(paths, readers=readers)
     path = os.path.realpath(paths[0])
     if path not in (mount, os.path.join(mount, "vmcore")):
         raise UnsupportedFeatureError(

@@ -118,7 +118,7 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         IncompleteDumpError: stopped before the first byte.
     """
     keep_freed_memory()  # the workers inherit it
-    image = open_source(request.sources)
+    image = open_source(request.sources, readers=request.threads)
     try:
         kernel = understand(
             image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux, filtering=needs_classes(request.level)

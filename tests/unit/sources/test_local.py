@@ -1,9 +1,10 @@
-"""Local files: what became of them since they were opened."""
+"""Local files: what became of them since they were opened, and what is fetched before it is read."""
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
 
 import pytest
 
@@ -84,3 +85,91 @@ def test_file_that_cannot_be_opened_has_a_hint(monkeypatch, number, user, hint):
         FileSource("dump")
     assert failure.value.message == f"dump: {os.strerror(number)}"
     assert hint in failure.value.hint
+
+
+MIB = 1 << 20
+
+
+class Kernel:
+    """Stands in for the kernel where it is asked what is in memory, and told what will be read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure: OSError | None) -> None:
+        self.failure = failure
+        self.asked: list[int] = []
+        self.advised: list[tuple[int, int]] = []
+        monkeypatch.setattr(os, "preadv", self.preadv)
+        monkeypatch.setattr(os, "posix_fadvise", self.advise)
+
+    def preadv(self, _fd: int, _buffers: object, offset: int, flags: int) -> int:
+        assert flags == os.RWF_NOWAIT
+        self.asked.append(offset)
+        if self.failure is not None:
+            raise self.failure
+        return 1
+
+    def advise(self, _fd: int, offset: int, size: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        self.advised.append((offset, size))
+
+
+NOT_IN_MEMORY = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+
+@pytest.fixture
+def large(tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(bytes(range(256)) * (32 * MIB // 256))
+    return path
+
+
+@pytest.mark.parametrize("readers", [1, 2, 8])
+def test_piece_that_comes_after_those_of_all_readers_is_fetched(large, monkeypatch, readers):
+    kernel = Kernel(monkeypatch, NOT_IN_MEMORY)
+    with closing(FileSource(large, readers=readers)) as source:
+        assert source.read_at(0, 2 * MIB) == bytes(range(256)) * (2 * MIB // 256)
+    assert kernel.advised == [((readers + 1) * 2 * MIB, 2 * MIB)]
+
+
+def test_piece_is_looked_at_in_several_places(large, monkeypatch):
+    kernel = Kernel(monkeypatch, None)
+    with closing(FileSource(large, readers=2)) as source:
+        source.read_at(0, 6 * MIB)
+        source.read_at(8 * MIB, 6 * MIB)
+        source.read_at(16 * MIB, 6 * MIB)
+    assert kernel.asked == [18 * MIB, 20 * MIB, 22 * MIB, 26 * MIB, 28 * MIB, 30 * MIB]
+    assert kernel.advised == []
+
+
+@pytest.mark.parametrize(("readers", "size"), [(0, 4 * MIB), (2, MIB - 1)])
+def test_nothing_is_fetched_for_reads_in_no_order_or_small_ones(large, monkeypatch, readers, size):
+    kernel = Kernel(monkeypatch, NOT_IN_MEMORY)
+    with closing(FileSource(large, readers=readers)) as source:
+        source.read_at(0, size)
+    assert kernel.asked == []
+
+
+def test_file_that_does_not_say_what_is_in_memory_is_not_asked_again(large, monkeypatch):
+    kernel = Kernel(monkeypatch, OSError(errno.EOPNOTSUPP, "Operation not supported"))
+    with closing(FileSource(large, readers=2)) as source:
+        source.read_at(0, 4 * MIB)
+        source.read_at(4 * MIB, 4 * MIB)
+    assert kernel.asked == [12 * MIB]
+    assert kernel.advised == []
+
+
+def test_refused_advice_does_no_harm(large, monkeypatch):
+    kernel = Kernel(monkeypatch, NOT_IN_MEMORY)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    with closing(FileSource(large, readers=2)) as source:
+        assert len(source.read_at(0, MIB)) == MIB
+    assert kernel.asked == [3 * MIB]
+
+
+def test_real_file_is_read_as_ever_with_readers(large):
+    with closing(FileSource(large, readers=2)) as source, closing(FileSource(large)) as plain:
+        for offset in range(0, 36 * MIB, 3 * MIB):
+            assert source.read_at(offset, 3 * MIB) == plain.read_at(offset, 3 * MIB)
