@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from barlib import DUMPFS, Missing, big, run, tool
+from barlib import DUMPFS, Missing, big, drop_caches, run, tool
 from readlib import seconds, warm
-from writerlib import CODECS, peer, scratch, words, write
+from writerlib import CODECS, peer, scratch, scratch_on_disk, words, write
 
 from page.measure import Plan, Row, Turns, section
 
@@ -25,16 +26,28 @@ def _peer_can(codec: str) -> None:
 
 
 def _pair(
-    plan: Plan, title: str, codec: str, folder: Path, ours: Callable[[], object], theirs: Callable[[], object]
+    plan: Plan,
+    title: str,
+    codec: str,
+    folder: Path,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    cold: bool = False,
 ) -> Row:
-    def by_us() -> float:
+    def alone(command: Callable[[], object]) -> float:
         _empty(folder)
-        return seconds(ours)
+        if cold:
+            os.sync()
+            drop_caches()
+        return seconds(command)
+
+    def by_us() -> float:
+        return alone(ours)
 
     def by_peer() -> float:
         _peer_can(codec)
-        _empty(folder)
-        return seconds(theirs)
+        return alone(theirs)
 
     sides = {"dumpfs": by_us, "makedumpfile": by_peer}
     return Turns(plan.rounds(3, 1), sides).row(title, "s", dumpfs="dumpfs", makedumpfile="makedumpfile")
@@ -51,7 +64,8 @@ def _empty(folder: Path) -> None:
     "Writing dumps",
     """
     Whole commands, from the uncompressed vmcore (or, to refilter, from a level-0 dump of the codec) to a file
-    in memory; the input is in the page cache. makedumpfile runs with one thread, as it does by default.
+    in memory; the input is in the page cache. makedumpfile runs with one thread, as it does by default. *Disk to disk*:
+    caches are dropped before each run; dumpfs ends when what it has written is on the disk, makedumpfile before.
     """,
 )
 def writing(plan: Plan) -> Iterator[Row]:
@@ -62,6 +76,10 @@ def writing(plan: Plan) -> Iterator[Row]:
             title = f"write {letter or 'uncompressed'} -d {level}"
             with scratch() as folder:
                 yield _both(plan, title, codec, folder, letter, "-d", level, source)
+    for level in (0, 31):
+        with scratch_on_disk() as folder:
+            yield _both(plan, f"disk to disk, write -l -d {level}", "lzo", folder, "-l", "-d", level, source, cold=True)
+    warm(source)
     for codec in ("zlib", "lzo"):
         dump = big(f"{codec}-d0.kdump")
         warm(dump)
@@ -80,11 +98,17 @@ def writing(plan: Plan) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _both(plan: Plan, title: str, codec: str, folder: Path, *arguments: object) -> Row:
+def _both(plan: Plan, title: str, codec: str, folder: Path, *arguments: object, cold: bool = False) -> Row:
     ours, theirs = folder / "ours", folder / "theirs"
     if "-F" not in arguments:
         return _pair(
-            plan, title, codec, folder, lambda: write("-f", *arguments, ours), lambda: peer("-f", *arguments, theirs)
+            plan,
+            title,
+            codec,
+            folder,
+            lambda: write("-f", *arguments, ours),
+            lambda: peer("-f", *arguments, theirs),
+            cold=cold,
         )
 
     def piped(command: list[str], out: Path) -> None:
