@@ -26,7 +26,7 @@ _LAST_OFFSET = 1 << 62
 _LARGE_READ = 1 << 20
 """Bytes from which on a read is one of many that go through the file."""
 _LOOK_EVERY = 2 << 20
-"""Bytes between two looks at whether a stretch of the file is in memory; the kernel drops about as much at a time."""
+"""Bytes between two looks at whether a piece of the file is in memory, for the kernel may have dropped parts of it."""
 
 
 class FileSource:
