@@ -18,6 +18,7 @@ from plainreader import INCOMPLETE, PAGE, Elf, Kdump
 from writerlib import same_file, scratch, scratch_on_disk, tiny, words, write
 
 TIMES = 20
+NOT_FLAGGED = "not flagged"
 PREVIOUS = b"the dump of the previous crash\n" * 500
 
 
@@ -32,7 +33,7 @@ def problem(left: Path, complete: Path) -> str:
 def _kdump_problem(left: Path, complete: Path) -> str:
     ours, whole = Kdump(left), Kdump(complete)
     if not ours.header["status"] & INCOMPLETE:
-        return "not flagged"
+        return NOT_FLAGGED
     if not np.array_equal(ours.pfns, whole.pfns) or not np.array_equal(ours.ram, whole.ram):
         return "other bitmaps"
     there = np.flatnonzero(ours.rows["offset"])
@@ -51,7 +52,7 @@ def _kdump_problem(left: Path, complete: Path) -> str:
 def _elf_problem(left: Path, complete: Path) -> str:
     ours, whole = Elf(left), Elf(complete)
     if not ours.incomplete:
-        return "not flagged"
+        return NOT_FLAGGED
     if ours.loads != whole.loads:
         return "other segments"
     start = min(offset for _, offset, filesz, _ in whole.loads if filesz)
@@ -68,12 +69,16 @@ class Tally:
 
     def look(self, what: str, left: Path, complete: Path) -> None:
         """Judge what is left of one."""
-        if not left.exists():
+        if not left.exists() or not left.stat().st_size:
             self.early += 1
+            return
+        found = problem(left, complete)
+        if found == NOT_FLAGGED and left.name.endswith(".partial") and same_file(left, complete):
+            self.done += 1  # killed between the last write, which clears the flag, and the rename
             return
         share = left.stat().st_size / complete.stat().st_size
         self.amid, self.low, self.high = self.amid + 1, min(self.low, share), max(self.high, share)
-        if found := problem(left, complete):
+        if found:
             self.wrong.append(f"{what}: {found}")
 
     def measured(self, promise: str) -> Measured:
