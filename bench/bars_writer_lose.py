@@ -67,14 +67,14 @@ class Tally:
         self.early = self.amid = self.done = 0
         self.low, self.high = 1.0, 0.0
 
-    def look(self, what: str, left: Path, complete: Path) -> None:
-        """Judge what is left of one."""
-        if not left.exists() or not left.stat().st_size:
+    def look(self, what: str, left: Path, complete: Path, *, killed: bool = False) -> None:
+        """Judge what is left of one; what was killed may be empty yet, or complete and without its name yet."""
+        if not left.exists() or (killed and not left.stat().st_size):
             self.early += 1
             return
         found = problem(left, complete)
-        if found == NOT_FLAGGED and left.name.endswith(".partial") and same_file(left, complete):
-            self.done += 1  # killed between the last write, which clears the flag, and the rename
+        if killed and found == NOT_FLAGGED and same_file(left, complete):
+            self.done += 1
             return
         share = left.stat().st_size / complete.stat().st_size
         self.amid, self.low, self.high = self.amid + 1, min(self.low, share), max(self.high, share)
@@ -118,7 +118,7 @@ def kill_often(options: list[str], seed: int, place: AbstractContextManager[Path
                 continue
             if target.read_bytes() != PREVIOUS:
                 tally.wrong.append(f"{what}: DST was touched")
-            tally.look(what, partial, complete)
+            tally.look(what, partial, complete, killed=True)
             write("-f", *(["--resume"] if partial.exists() else []), *options, big("vmcore"), target)
             if not same_file(target, complete) or partial.exists():
                 tally.wrong.append(f"{what}: the resumed dump is not the complete one")

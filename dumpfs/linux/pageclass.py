@@ -12,22 +12,22 @@ Sources: the order of the decisions is makedumpfile's (__exclude_unnecessary_pag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dumpfs.errors import DumpfsError, VmcoreinfoError
+from dumpfs.errors import DumpfsError
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.memmodel import MapPiece, MemoryModel, find_memory_model
+from dumpfs.linux.pagekeys import PageKeys, find_keys
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.units import Pfn
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
 BLOCK_PFNS = 1 << 15
 _MIN_READ = 4096
-_HINT = "the filter does not know this kernel: give its VMCOREINFO with -i or its vmlinux with -x, or --keep-unknown"
 
 
 class PageClass(IntFlag):
@@ -53,7 +53,8 @@ ALWAYS_DROPPED = PageClass.HWPOISON | PageClass.OFFLINE
 
 Classes = npt.NDArray[np.uint8]
 """One `PageClass` value per page."""
-_Column = npt.NDArray[np.uint64]
+_Column = npt.NDArray[np.unsignedinteger[Any]]
+"""A field, in the size and byte order it has in the dump."""
 _Mask = npt.NDArray[np.bool_]
 
 
@@ -74,103 +75,6 @@ def keep_bits(classes: Classes, level: int) -> bytes:
     return np.packbits(mask, bitorder="little").tobytes() if mask.any() else b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Offsets, bits and values of this kernel; None where it has no such thing."""
-
-    size: int
-    flags: int
-    mapping: int
-    mapcount: int
-    private: int
-    compound_head: int
-    compound_order: int | None
-    """Offset in the second struct page of a compound one; None since 6.6, when it is the low byte of its flags."""
-    compound_dtor: int | None
-    dtor_size: int
-    order_size: int
-    hugetlb_dtor: int | None
-    hugetlb_type: int | None
-    hugetlb_bit: int | None
-    head_mask: int
-    lru: int
-    private_bit: int
-    swapcache: int
-    swapbacked: int | None
-    slab_bit: int | None
-    slab_type: int | None
-    buddy_type: int
-    unaccepted_type: int | None
-    offline_type: int | None
-    hwpoison: int | None
-    max_orders: int
-
-
-def _find_keys(info: Vmcoreinfo, word_size: int) -> _Keys:
-    """The keys; the first one that is missing stops.
-
-    Raises:
-        VmcoreinfoError: a key is missing without which pages would be judged wrongly.
-    """
-    try:
-        return _read_keys(info, word_size)
-    except VmcoreinfoError as exc:
-        raise VmcoreinfoError(
-            exc.key, "not in VMCOREINFO, and pages cannot be told apart without it", hint=_HINT
-        ) from exc
-
-
-def _read_keys(info: Vmcoreinfo, word_size: int) -> _Keys:
-    number = info.number
-    slab_bit, slab_type = number("PG_slab"), _type_value(info, "PAGE_SLAB_MAPCOUNT_VALUE")
-    if slab_bit is None and slab_type is None:
-        raise VmcoreinfoError("NUMBER(PG_slab)")
-    order = info.offset("page.compound_order")
-    dtor = info.offset("page.compound_dtor")
-    # Both were pointers or words in the second page's lru before 4.4; unsigned short to 4.15, unsigned char since.
-    adjacent = dtor is not None and order is not None and order - dtor == 1
-    width = 1 if adjacent else 2
-    buddy = _type_value(info, "PAGE_BUDDY_MAPCOUNT_VALUE")
-    if buddy is None:
-        raise VmcoreinfoError("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)")
-    length = info.length("zone.free_area")
-    if length is None or not 0 < length < 64:
-        raise VmcoreinfoError("LENGTH(zone.free_area)")
-    return _Keys(
-        size=info.need_size("page"),
-        flags=info.need_offset("page.flags"),
-        mapping=info.need_offset("page.mapping"),
-        mapcount=info.need_offset("page._mapcount"),
-        private=info.need_offset("page.private"),
-        compound_head=info.need_offset("page.compound_head"),
-        compound_order=order,
-        compound_dtor=dtor,
-        dtor_size=width,
-        order_size=width,
-        hugetlb_dtor=number("HUGETLB_PAGE_DTOR"),
-        hugetlb_type=_type_value(info, "PAGE_HUGETLB_MAPCOUNT_VALUE"),
-        hugetlb_bit=number("PG_hugetlb"),
-        head_mask=info.need_number("PG_head_mask"),
-        lru=info.need_number("PG_lru"),
-        private_bit=info.need_number("PG_private"),
-        swapcache=info.need_number("PG_swapcache"),
-        swapbacked=number("PG_swapbacked"),
-        slab_bit=slab_bit,
-        slab_type=slab_type,
-        buddy_type=buddy,
-        unaccepted_type=_type_value(info, "PAGE_UNACCEPTED_MAPCOUNT_VALUE"),
-        offline_type=_type_value(info, "PAGE_OFFLINE_MAPCOUNT_VALUE"),
-        hwpoison=number("PG_hwpoison"),
-        max_orders=length,
-    )
-
-
-def _type_value(info: Vmcoreinfo, name: str) -> int | None:
-    """A value of the 32-bit _mapcount word: printed signed (-129) or, since 6.12, unsigned (0xf0000000)."""
-    value = info.number(name)
-    return None if value is None else value & 0xFFFFFFFF
-
-
 class PageClassifier:
     """Judges the pages of one kernel; immutable but for counters, any process may use it.
 
@@ -189,40 +93,11 @@ class PageClassifier:
         self._info: Vmcoreinfo = kernel.vmcoreinfo
         self._space: AddressSpace = kernel.space
         self._model: MemoryModel = model
-        self._keys = _find_keys(self._info, self._space.word_size)
-        self._check_keys()
+        self._keys = find_keys(self._info, self._space.word_size)
         self.unreadable = 0
         """Pages whose struct page is not in the dump; they are kept."""
         self.odd_orders = 0
         """Free pages of an impossible order; they are kept."""
-
-    def _check_keys(self) -> None:
-        keys, word = self._keys, self._space.word_size
-        for name, offset, size in (
-            ("page.flags", keys.flags, word),
-            ("page.mapping", keys.mapping, word),
-            ("page._mapcount", keys.mapcount, 4),
-            ("page.private", keys.private, word),
-            ("page.compound_head", keys.compound_head, word),
-            ("page.compound_order", keys.compound_order or 0, keys.order_size),
-            ("page.compound_dtor", keys.compound_dtor or 0, keys.dtor_size),
-        ):
-            if not 0 <= offset <= keys.size - size:
-                problem = f"{offset} is outside of struct page ({keys.size} bytes)"
-                raise VmcoreinfoError(f"OFFSET({name})", problem, hint=_HINT)
-        for name, number, end in (
-            ("PG_lru", keys.lru, 8 * word),
-            ("PG_private", keys.private_bit, 8 * word),
-            ("PG_swapcache", keys.swapcache, 8 * word),
-            ("PG_swapbacked", keys.swapbacked, 8 * word),
-            ("PG_slab", keys.slab_bit, 8 * word),
-            ("PG_hwpoison", keys.hwpoison, 8 * word),
-            ("PG_hugetlb", keys.hugetlb_bit, 8 * word),
-            ("PG_head_mask", keys.head_mask, 1 << 8 * word),
-            ("HUGETLB_PAGE_DTOR", keys.hugetlb_dtor, 1 << 8 * keys.dtor_size),
-        ):
-            if number is not None and not 0 <= number < end:
-                raise VmcoreinfoError(f"NUMBER({name})", f"{number} cannot be, it is 0 to {end - 1}", hint=_HINT)
 
     def classify(self, first: Pfn, count: int) -> Classes:
         """The classes of `count` pages from `first` on; 0 where there is no struct page or it is not in the dump.
@@ -322,15 +197,15 @@ class PageClassifier:
 
 
 def _class_where(mask: _Mask, value: int | Classes) -> Classes:
-    """A class, or each page's own, where the mask is set; an index by the mask would take fifty times as long."""
+    """A class, or each page's own, where the mask is set; an index by a mask takes up to fifty times as long."""
     classes: Classes = mask.view(np.uint8) * (np.uint8(value) if isinstance(value, int) else value)
     return classes
 
 
 class _Columns:
-    """The fields of consecutive struct pages, each as an array; a view, nothing is copied."""
+    """The fields of consecutive struct pages, each as an array."""
 
-    def __init__(self, data: bytes, keys: _Keys, space: AddressSpace) -> None:
+    def __init__(self, data: bytes, keys: PageKeys, space: AddressSpace) -> None:
         self._data, self._keys = data, keys
         self._order = "<" if space.byteorder == "little" else ">"
         self._word = space.word_size

@@ -23,6 +23,8 @@ _ROOT_HINT = "root is kept out of other users' mounts: read it as the user who m
 _LAST_OFFSET = 1 << 62
 """No file reaches there, and the kernel takes no offset of 2^63 or more; a damaged descriptor may hold any."""
 
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+"""0 where Python was built for a C library without preadv2, such as musl before 1.2.5."""
 _LARGE_READ = 1 << 20
 """Bytes from which on a read is one of many that go through the file."""
 _LOOK_EVERY = 2 << 20
@@ -34,8 +36,8 @@ class FileSource:
 
     Args:
         path: the file.
-        readers: processes that will go through the file together, each taking the next large piece in its turn; what
-            they come to next is fetched while they work. 0 for reads in no order.
+        readers: processes that will go through the file together, in pieces by turns; where their reads are large and
+            near to each other, what they come to next is fetched while they work. 0 for reads in no order.
 
     Raises:
         SourceError: it cannot be opened or is not a regular file or block device.
@@ -43,7 +45,8 @@ class FileSource:
 
     def __init__(self, path: str | os.PathLike[str], *, readers: int = 0) -> None:
         self._path = os.path.abspath(path)
-        self._ahead = readers + 1 if readers else 0  # pieces; one more than the readers have before them
+        self._ahead = readers + 1 if readers and _NOWAIT else 0  # pieces; one more than the readers have before them
+        self._last = -1  # where this process's last large read began
         self._name = os.fspath(path)
         try:
             # O_NONBLOCK: opening a pipe must not wait for its writer.
@@ -122,7 +125,7 @@ class FileSource:
         if offset > _LAST_OFFSET:
             return b""
         if self._ahead and size >= _LARGE_READ:
-            self._fetch(offset + self._ahead * size, size)
+            self._go_ahead(offset, size)
         try:
             data = os.pread(self._fd, size, offset)
             if len(data) == size or not data:
@@ -139,6 +142,16 @@ class FileSource:
         except OSError as exc:
             raise self._failure(offset, exc) from exc
 
+    def _go_ahead(self, offset: int, size: int) -> None:
+        """Fetch what comes after the pieces of all readers, unless the last read was far from this one.
+
+        Where much is left out, that would most likely be left out too.
+        """
+        distance = self._ahead * size
+        last, self._last = self._last, offset
+        if last >= 0 and 0 < offset - last <= distance:
+            self._fetch(offset + distance, size)
+
     def _fetch(self, offset: int, size: int) -> None:
         """Have the kernel read what is not in memory of a piece of the file, without waiting for it.
 
@@ -148,17 +161,19 @@ class FileSource:
         """
         try:
             for place in range(offset, min(offset + size, self._size), _LOOK_EVERY):
-                os.preadv(self._fd, (bytearray(1),), place, os.RWF_NOWAIT)
+                os.preadv(self._fd, (bytearray(1),), place, _NOWAIT)
         except BlockingIOError:
             with suppress(OSError):  # advice
                 os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
-        except OSError:  # a file system that does not answer such a question, as of /proc and FUSE
+        except (OSError, NotImplementedError):  # such as tmpfs, FUSE and /proc do not answer; nor did old kernels
             self._ahead = 0
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """See `ByteSource.read_into`."""
         if offset > _LAST_OFFSET:
             return 0
+        if self._ahead and len(buffer) >= _LARGE_READ:
+            self._go_ahead(offset, len(buffer))
         try:
             done = os.preadv(self._fd, (buffer,), offset)
             while 0 < done < len(buffer):

@@ -7,6 +7,8 @@ of what will be. A prefix is cut back to a whole batch, and everything behind it
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from dumpfs.sources.local import FileSource
 from dumpfs.units import Pfn
 from dumpfs.writer.rearrange import find_mark, set_mark
 from dumpfs.writer.sink_elf import ElfSink
-from dumpfs.writer.sink_kdump import KdumpSink, descriptor_dtype
+from dumpfs.writer.sink_kdump import KdumpSink, descriptor_dtype, without_eraseinfo
 
 _READ_BYTES = 24 << 16
 
@@ -30,23 +32,27 @@ class Recorder:
 
     Args:
         fd: the file.
+        undo: by offset, how to take back what the end of a dump changes of what was written there first. A dump may
+            have been killed when it was complete and had not its name yet.
     """
 
     concurrent = True
     waits = False
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, fd: int, undo: Mapping[int, Callable[[bytes], bytes]]) -> None:
+        self._fd, self._undo = fd, undo
         self.same = True
+        self.undone: list[tuple[int, bytes]] = []
+        """What is to be written before going on."""
         self.short = False
         """Whether the file ends before all headers are in it."""
 
     def write_at(self, offset: int, chunks: list[bytes]) -> None:
-        """Compare; a header that says the dump is complete already is marked once more."""
+        """Compare; a header of a complete dump with what it was at first."""
         data = b"".join(chunks)
         there = os.pread(self._fd, len(data), offset)
-        if there != data and offset == 0 and set_mark(there) == data:
-            os.pwrite(self._fd, data, 0)
+        if there != data and offset in self._undo and self._undo[offset](there) == data:
+            self.undone.append((offset, data))
             there = data
         if len(there) < len(data):
             self.short = True
@@ -85,7 +91,10 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
         OSError: as `ByteSink.write_at`.
     """
     out = sink.out
-    recorder = Recorder(fd)
+    undo: dict[int, Callable[[bytes], bytes]] = {0: set_mark}
+    if isinstance(sink, KdumpSink):
+        undo[sink.layout.page_size] = partial(_as_begun, sink, fd)
+    recorder = Recorder(fd, undo)
     sink.out = recorder  # type: ignore[assignment]
     sink.begin()
     sink.out = out
@@ -94,10 +103,20 @@ def resume_sink(sink: KdumpSink | ElfSink, fd: int, name: str) -> Pfn:
             f"{name} was not begun from this source with these options",
             hint="resume with the same command line, or begin anew with -f",
         )
+    for offset, data in recorder.undone:  # the mark first
+        os.pwrite(fd, data, offset)
     if recorder.short:  # ended while the headers were written: there is no page yet
         sink.begin()
         return sink.first
     return _resume_kdump(sink, fd) if isinstance(sink, KdumpSink) else _resume_elf(sink, fd)
+
+
+def _as_begun(sink: KdumpSink, fd: int, sub_header: bytes) -> bytes:
+    """A sub header without the erase information that the end has added, if that is what this dump would have too."""
+    begun, (offset, size) = without_eraseinfo(sink.layout.abi, sub_header)
+    wanted = sink.plan.facts.eraseinfo
+    there = size == len(wanted) and offset + size <= os.fstat(fd).st_size and os.pread(fd, size, offset) == wanted
+    return begun if there else sub_header
 
 
 def _resume_kdump(sink: KdumpSink, fd: int) -> Pfn:

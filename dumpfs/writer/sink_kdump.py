@@ -134,6 +134,20 @@ def build_sub_header(
     )
 
 
+def without_eraseinfo(abi: Abi, sub_header: bytes) -> tuple[bytes, tuple[int, int]]:
+    """A sub header, and what lies behind it, as it was before its dump was complete.
+
+    Returns:
+        The bytes, and offset and size of the erase information it told of; all as it was for less than a sub header.
+    """
+    nbytes = SUB.size(abi)
+    if len(sub_header) < nbytes:
+        return sub_header, (0, 0)
+    fields = SUB.parse_ints(abi, sub_header)
+    place = fields["offset_eraseinfo"], fields["size_eraseinfo"]
+    return SUB.build(abi, fields | {"offset_eraseinfo": 0, "size_eraseinfo": 0}) + sub_header[nbytes:], place
+
+
 class KdumpSink:
     """One kdump-compressed file, or one part of a split set.
 

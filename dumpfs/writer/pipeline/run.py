@@ -118,7 +118,8 @@ def write_dump(request: WriteRequest, hooks: Hooks) -> WriteReport:
         IncompleteDumpError: stopped before the first byte.
     """
     keep_freed_memory()  # the workers inherit it
-    image = open_source(request.sources, readers=request.threads)
+    readers = min(request.threads, len(os.sched_getaffinity(0)))  # more have no more of the source in work
+    image = open_source(request.sources, readers=readers)
     try:
         kernel = understand(
             image, vmcoreinfo=request.vmcoreinfo, vmlinux=request.vmlinux, filtering=needs_classes(request.level)

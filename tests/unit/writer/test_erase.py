@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dumpfs.errors import UsageError
 from dumpfs.formats import open_image
 from dumpfs.writer.erase import EraseRules, PhysicalEraser, Rule
+from dumpfs.writer.rearrange import set_mark
 
 PAGE = 4096
 ranges = st.lists(
@@ -76,3 +77,24 @@ def test_erased_name_is_in_no_part_of_the_dump(corpus, tmp_path, form):
     assert image.eraseinfo() == b"erase init_uts_ns.name.nodename 65\nerase saved_command_line 41\n"
     assert image.meta.uts.nodename.strip("X") == ""
     image.close()
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["before its rename", "while it was resumed"])
+def test_whole_dump_that_was_killed_is_resumed(corpus, tmp_path, marked):
+    source, vmlinux = corpus("tiny/kdump-kaslr.vmcore"), corpus("tiny/vmlinux")
+    (tmp_path / "conf").write_text("erase saved_command_line\n")
+    command = [sys.executable, "-m", "dumpfs.cli.main", "write", "-l", "-d", "31", "--message-level", "4"]
+    options = ["--config", tmp_path / "conf", "-x", vmlinux]
+    out, part = tmp_path / "out", tmp_path / "out.partial"
+    subprocess.run([*command, *options, source, out], check=True)
+    whole = out.read_bytes()
+    out.rename(part)
+    if marked:
+        part.write_bytes(set_mark(whole))
+    subprocess.run([*command, *options, "--resume", source, out], check=True)
+    assert out.read_bytes() == whole
+    out.rename(part)
+    (tmp_path / "conf").write_text("erase jiffies\n")  # other rules make another dump
+    done = subprocess.run([*command, *options, "--resume", source, out], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert part.read_bytes() == whole

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dumpfs.formats import open_image
+from dumpfs.sources.local import FileSource
 from dumpfs.units import PageState
 from dumpfs.writer.bytesink import PlainSink
 from dumpfs.writer.pipeline.run import Hooks, WriteReport, WriteRequest, write_dump
@@ -373,3 +374,18 @@ def test_dump_killed_while_its_headers_were_written_can_be_resumed(source, tmp_p
     os.rename(tmp_path / "out", tmp_path / "out.partial")
     write(source[1], tmp_path / "out", elf=elf, resume=True)
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 99])
+def test_source_is_read_ahead_for_as_many_workers_as_can_work(source, tmp_path, monkeypatch, threads):
+    opened: list[int] = []
+
+    class Watched(FileSource):
+        def __init__(self, path, *, readers=0):
+            opened.append(readers)
+            super().__init__(path, readers=readers)
+
+    monkeypatch.setattr("dumpfs.formats.detect.FileSource", Watched)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
+    write_dump(WriteRequest((source[1],), (str(tmp_path / "out"),), threads=threads), Hooks())
+    assert opened == [min(threads, 3)]
