@@ -18,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, ROOT, Measured, Missing, bar, big, biggest, drop_caches, resident, run, workdir
+from barlib import CACHE, DUMPFS, ROOT, Measured, Missing, bar, big, biggest, resident, run, workdir
 from plainreader import PAGE, Kdump
 from readlib import compiled, seconds, warm
-from writerlib import CODECS, peer, scratch, scratch_on_disk, words, write
+from writerlib import CODECS, peer, scratch, scratch_on_disk, seconds_to_write, words, write
 
 PAIRS = 5
 _GIB = 1 << 30
@@ -134,26 +134,14 @@ def cold_times(codec: str, source: Path, rounds: int) -> str:
     """Median wall time of our command and of makedumpfile's -l when the source must come from the disk, in turns."""
     try:
         with scratch_on_disk() as folder:
-            ours, theirs = folder / "ours", folder / "theirs"
-
-            def cold(command: Callable[[], object]) -> float:
-                for path in (ours, theirs):
-                    path.unlink(missing_ok=True)
-                os.sync()
-                drop_caches()
-                return seconds(command)
-
-            sides = [
-                lambda: write(CODECS[codec], "-d", 0, source, ours),
-                lambda: peer("-l", "-d", 0, source, theirs),
-            ]
-            times: list[list[float]] = [[], []]
-            for number in range(rounds):
-                for side in (0, 1) if number % 2 else (1, 0):
-                    times[side].append(cold(sides[side]))
+            sides = (
+                lambda: write(CODECS[codec], "-d", 0, source, folder / "ours"),
+                lambda: peer("-l", "-d", 0, source, folder / "theirs"),
+            )
+            times = [[seconds_to_write(side, folder, cold=True) for side in sides] for _ in range(rounds)]
     except Missing as exc:
         return f"not measured ({exc})"
-    used, used_by_peer = map(statistics.median, times)
+    used, used_by_peer = (statistics.median(column) for column in zip(*times, strict=True))
     return f"{used:.1f} s (makedumpfile -l {used_by_peer:.1f} s)"
 
 

@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from barlib import CACHE, DUMPFS, Missing, corpus, run, tool
+from barlib import CACHE, DUMPFS, Missing, corpus, drop_caches, run, tool
+from readlib import seconds
 
 TINY_SOURCE = "tiny/kdump-kaslr.vmcore"
 TINY_VMLINUX = "tiny/vmlinux"
@@ -38,6 +39,22 @@ def scratch_on_disk() -> Iterator[Path]:
         raise Missing(f"{CACHE} is on no disk of this machine: set DUMPFS_BENCH_DIR")
     with scratch(CACHE) as folder:
         yield folder
+
+
+def seconds_to_write(command: Callable[[], object], folder: Path, *, cold: bool = False) -> float:
+    """Wall time of a command that writes to a folder, emptied first: each finds the same room and replaces nothing.
+
+    Args:
+        command: what is timed.
+        folder: holds nothing but what such commands have written.
+        cold: with nothing in memory.
+    """
+    for path in folder.iterdir():
+        path.unlink()
+    if cold:
+        os.sync()
+        drop_caches()
+    return seconds(command)
 
 
 def words(*arguments: object) -> list[str]:

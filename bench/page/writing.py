@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from barlib import DUMPFS, Missing, big, drop_caches, run, tool
-from readlib import seconds, warm
-from writerlib import CODECS, peer, scratch, scratch_on_disk, words, write
+from barlib import DUMPFS, Missing, big, run, tool
+from readlib import warm
+from writerlib import CODECS, peer, scratch, scratch_on_disk, seconds_to_write, words, write
 
 from page.measure import Plan, Row, Turns, section
 
@@ -36,28 +35,15 @@ def _pair(
     *,
     cold: bool = False,
 ) -> Row:
-    def alone(command: Callable[[], object]) -> float:
-        _empty(folder)
-        if cold:
-            os.sync()
-            drop_caches()
-        return seconds(command)
-
     def by_us() -> float:
-        return alone(ours)
+        return seconds_to_write(ours, folder, cold=cold)
 
     def by_peer() -> float:
         _peer_can(codec)
-        return alone(theirs)
+        return seconds_to_write(theirs, folder, cold=cold)
 
     sides = {"dumpfs": by_us, "makedumpfile": by_peer}
     return Turns(plan.rounds(3, 1), sides).row(title, "s", dumpfs="dumpfs", makedumpfile="makedumpfile")
-
-
-def _empty(folder: Path) -> None:
-    """Remove what was written, so that each side finds the same free memory and replaces nothing."""
-    for path in folder.iterdir():
-        path.unlink()
 
 
 @section(
@@ -77,8 +63,6 @@ def writing(plan: Plan) -> Iterator[Row]:
             title = f"write {letter or 'uncompressed'} -d {level}"
             with scratch() as folder:
                 yield _both(plan, title, codec, folder, letter, "-d", level, source)
-    yield from _disk_to_disk(plan, source)
-    warm(source)
     for codec in ("zlib", "lzo"):
         dump = big(f"{codec}-d0.kdump")
         warm(dump)
@@ -95,6 +79,7 @@ def writing(plan: Plan) -> Iterator[Row]:
             plan, "write --split -l -d 0, 2 parts", "lzo", folder,
             lambda: write(*split, *names[0]), lambda: peer(*split, *names[1]),
         )  # fmt: skip
+    yield from _disk_to_disk(plan, source)
 
 
 def _disk_to_disk(plan: Plan, source: Path) -> Iterator[Row]:

@@ -24,7 +24,6 @@ from dumpfs.linux.memmodel import MapPiece, MemoryModel, find_memory_model
 from dumpfs.linux.pagekeys import PageKeys, find_keys
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.units import Pfn
-from dumpfs.vmcoreinfo import Vmcoreinfo
 
 BLOCK_PFNS = 1 << 15
 _MIN_READ = 4096
@@ -90,10 +89,9 @@ class PageClassifier:
         model = find_memory_model(kernel)
         assert kernel.vmcoreinfo is not None
         assert kernel.space is not None
-        self._info: Vmcoreinfo = kernel.vmcoreinfo
         self._space: AddressSpace = kernel.space
         self._model: MemoryModel = model
-        self._keys = find_keys(self._info, self._space.word_size)
+        self._keys = find_keys(kernel.vmcoreinfo, self._space.word_size)
         self.unreadable = 0
         """Pages whose struct page is not in the dump; they are kept."""
         self.odd_orders = 0
@@ -249,7 +247,7 @@ class _Columns:
         if not len(heads):
             return orders, hugetlb
         if keys.compound_order is not None:
-            found = self._column(keys.compound_order, keys.order_size)[heads + 1].astype(np.int64)
+            found = self._column(keys.compound_order, keys.compound_size)[heads + 1].astype(np.int64)
         else:  # 6.6: the low byte of the second page's flags
             found = (self.flags[heads + 1] & np.uint64(0xFF)).astype(np.int64)
         found[(found >= 8 * self._word) | (found > 40)] = 0
@@ -260,7 +258,7 @@ class _Columns:
         elif keys.hugetlb_bit is not None:
             hugetlb[heads] = (self.flags[heads + 1] >> np.uint64(keys.hugetlb_bit) & np.uint64(1)).astype(np.bool_)
         elif keys.hugetlb_dtor is not None and keys.compound_dtor is not None:
-            dtors = self._column(keys.compound_dtor, keys.dtor_size)[heads + 1]
+            dtors = self._column(keys.compound_dtor, keys.compound_size)[heads + 1]
             hugetlb[heads] = dtors == np.uint64(keys.hugetlb_dtor)
         return orders, hugetlb
 

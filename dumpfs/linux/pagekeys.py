@@ -32,8 +32,8 @@ class PageKeys:
     compound_order: int | None
     """Offset in the second struct page of a compound one; None since 6.6, when it is the low byte of its flags."""
     compound_dtor: int | None
-    dtor_size: int
-    order_size: int
+    compound_size: int
+    """Bytes of either."""
     hugetlb_dtor: int | None
     hugetlb_type: int | None
     hugetlb_bit: int | None
@@ -81,7 +81,6 @@ def _read_keys(info: Vmcoreinfo, word_size: int) -> PageKeys:
     dtor = info.offset("page.compound_dtor")
     # Both were pointers or words in the second page's lru before 4.4; unsigned short to 4.15, unsigned char since.
     adjacent = dtor is not None and order is not None and order - dtor == 1
-    width = 1 if adjacent else 2
     buddy = _type_value(info, "PAGE_BUDDY_MAPCOUNT_VALUE")
     if buddy is None:
         raise VmcoreinfoError("NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)")
@@ -97,8 +96,7 @@ def _read_keys(info: Vmcoreinfo, word_size: int) -> PageKeys:
         compound_head=info.need_offset("page.compound_head"),
         compound_order=order,
         compound_dtor=dtor,
-        dtor_size=width,
-        order_size=width,
+        compound_size=1 if adjacent else 2,
         hugetlb_dtor=number("HUGETLB_PAGE_DTOR"),
         hugetlb_type=_type_value(info, "PAGE_HUGETLB_MAPCOUNT_VALUE"),
         hugetlb_bit=number("PG_hugetlb"),
@@ -132,8 +130,8 @@ def _check_offsets(keys: PageKeys, word: int) -> None:
         ("page._mapcount", keys.mapcount, 4, 4),
         ("page.private", keys.private, word, word),
         ("page.compound_head", keys.compound_head, word, word),
-        ("page.compound_order", keys.compound_order or 0, keys.order_size, 1),
-        ("page.compound_dtor", keys.compound_dtor or 0, keys.dtor_size, 1),
+        ("page.compound_order", keys.compound_order or 0, keys.compound_size, 1),
+        ("page.compound_dtor", keys.compound_dtor or 0, keys.compound_size, 1),
     ):
         problem = ""
         if not 0 <= offset <= keys.size - size:
@@ -155,7 +153,7 @@ def _check_numbers(keys: PageKeys, word: int) -> None:
         ("PG_hwpoison", keys.hwpoison, 0, bits),
         ("PG_hugetlb", keys.hugetlb_bit, 0, bits),
         ("PG_head_mask", keys.head_mask, 1, 1 << bits),
-        ("HUGETLB_PAGE_DTOR", keys.hugetlb_dtor, 0, 1 << 8 * keys.dtor_size),
+        ("HUGETLB_PAGE_DTOR", keys.hugetlb_dtor, 0, 1 << 8 * keys.compound_size),
         ("PAGE_BUDDY_MAPCOUNT_VALUE", keys.buddy_type, _LEAST_TYPE, _NO_TYPE),
         ("PAGE_SLAB_MAPCOUNT_VALUE", keys.slab_type, _LEAST_TYPE, _NO_TYPE),
         ("PAGE_OFFLINE_MAPCOUNT_VALUE", keys.offline_type, _LEAST_TYPE, _NO_TYPE),

@@ -256,14 +256,13 @@ class KdumpSink:
     def finish(self, *, complete: bool) -> None:
         """Write the erase information and clear the mark, if the dump is complete."""
         layout, plan, out = self.layout, self.plan, self.out
-        if plan.facts.eraseinfo and complete:
-            out.write_at(self._data_end, [plan.facts.eraseinfo])
         if complete:
-            out.sync()  # the data is on the disk before the header says so
             headers = [build_main_header(plan.facts, layout, plan.codec_flag)]
-            if plan.facts.eraseinfo:  # told at once: what is marked has the headers of a dump without it
+            if plan.facts.eraseinfo:  # told with the mark: what is marked has the headers of a dump without it
+                out.write_at(self._data_end, [plan.facts.eraseinfo])
                 sub_header = build_sub_header(plan.facts, layout, self.part, self._data_end)
                 headers = [headers[0].ljust(layout.page_size, b"\0"), sub_header]
+            out.sync()  # the data is on the disk before the header says so
             out.write_at(0, headers)
         out.finish()
 
