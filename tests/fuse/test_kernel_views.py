@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -52,17 +51,17 @@ def test_a_core_that_cannot_be_made_says_why(mount, data):
 
 def test_other_files_answer_while_a_core_is_first_opened(mount, data):
     tree = mount(data("mkd-raw-d31.kdump"))
-    (tree / "dmesg").read_bytes()
+    for name in ("dmesg", "version"):
+        (tree / name).read_bytes()
     opening = [threading.Thread(target=(tree / name).stat) for name in CORES]
     for thread in opening:
         thread.start()
-    slowest, asked = 0.0, 0
-    while asked < 5 or any(thread.is_alive() for thread in opening):
-        begin = time.monotonic()
+    answered = 0
+    while any(thread.is_alive() for thread in opening):
         assert (tree / "dmesg").stat().st_size
         with open(tree / "version", "rb") as file:
-            file.read(10)
-        slowest, asked = max(slowest, time.monotonic() - begin), asked + 1
+            assert len(file.read(10)) == 10
+        answered += any(thread.is_alive() for thread in opening)
     for thread in opening:
         thread.join()
-    assert slowest < 2, f"{asked} times"
+    assert answered > 0, "every answer waited for the cores"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import struct
-import time
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from dumpfs.arch.walk import MAX_VISITS, PageTables
 from dumpfs.errors import PageError, TranslationError
 from dumpfs.memory.virtual import Area, WalkReport
 from tests.unit.linux.guest import PAGE, Guest
+from tests.work import bounded_work
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 TOP = 1 << 64
@@ -165,13 +165,14 @@ def test_garbage_tables_end_soon(seed: int, kind: str):
         "aarch64": lambda: aarch64.page_tables(phys, 0, PAGE, 48),
         "s390x": lambda: s390x.page_tables(phys, 0, 3),
     }[kind]()
-    started = time.process_time()
     report = WalkReport()
     end = -1
-    for area in tables.areas(report=report, max_tables=200):
-        assert area.vaddr >= end
-        assert sum(size for _, size in area.runs) == area.size
-        end = area.vaddr + area.size
+    with bounded_work(1_000_000):  # measured: at most 177,000
+        for area in tables.areas(report=report, max_tables=200):
+            assert area.vaddr >= end
+            assert sum(size for _, size in area.runs) == area.size
+            end = area.vaddr + area.size
+    assert report.tables <= 200
     for _ in range(20):
         vaddr = tables.first + rng.getrandbits(50) % (tables.stop - tables.first)
         try:
@@ -180,8 +181,6 @@ def test_garbage_tables_end_soon(seed: int, kind: str):
             continue
         assert paddr >= 0
         assert size > 0
-    assert report.tables <= 200
-    assert time.process_time() - started < 5
 
 
 GRANULES = [(4 * KB, 39), (4 * KB, 48), (4 * KB, 52), (16 * KB, 36), (16 * KB, 47), (16 * KB, 48), (16 * KB, 52)]

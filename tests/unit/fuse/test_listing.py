@@ -11,6 +11,7 @@ import pytest
 
 from dumpfs.fuse.listing import list_bare
 from dumpfs.vfs.node import DirNode, Entry, FileNode, Node
+from tests.work import bounded_work
 
 FILES = [(9, b"9", 1009), (10, b"10", 1010), (12345678, b"12345678", 7), (123456789, b"123456789", 1 << 60)]
 
@@ -64,6 +65,28 @@ def test_listing_goes_on_where_it_had_no_room(size):
         assert len(answer) <= size
         found += parse(answer)
     assert found == FILES
+
+
+@dataclass(slots=True)
+class Many(DirNode):
+    """Lists names that are ready."""
+
+    BARE: ClassVar[bool] = True
+
+    def lookup(self, name: str) -> Node | None:
+        return None
+
+    def entries(self, cookie: int) -> Iterator[Entry]:
+        numbers = range(cookie + 1, 1 << 20)
+        return zip(numbers, map(b"%d".__mod__, numbers), numbers, strict=True)
+
+
+def test_listing_takes_few_calls_for_each_name():
+    with bounded_work(10_000):  # measured: 4 a name
+        answer = list_bare(Many(1), 1000, 1 << 17)
+    assert answer is not None
+    names = len(parse(answer))
+    assert names > 700
 
 
 def test_end_of_a_listing_is_empty():

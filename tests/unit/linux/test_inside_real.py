@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import find_kernel
 from dumpfs.linux.modules import module_symbols, render_modules
 from dumpfs.linux.types import Types
+from tests.work import bounded_work
 
 
 @functools.cache
@@ -89,14 +89,12 @@ def test_symbols_and_tasks_without_vmcoreinfo(corpus):
     assert "init" in {task.comm for task in inspector.tasks}
 
 
-def test_parsing_takes_less_than_half_a_second(deb61):
+def test_parsing_calls_little_for_each_symbol_and_type(deb61):
     inspector = Inspector(deb61.kernel)
-    start = time.process_time()
-    assert len(inspector.kallsyms) == 87347
-    middle = time.process_time()
-    assert len(inspector.types.info) == 95247
-    assert middle - start < 0.5
-    assert time.process_time() - middle < 0.5
+    with bounded_work(300_000):  # measured: at most 89,000
+        assert len(inspector.kallsyms) == 87347
+    with bounded_work(300_000):  # measured: at most 98,000
+        assert len(inspector.types.info) == 95247
 
 
 def test_tasks_are_those_that_drgn_found(deb61, corpus):

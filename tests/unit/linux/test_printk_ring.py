@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from dumpfs.linux.logrecord import LogRecord, LogReport
 from dumpfs.linux.printk_ring import iter_ring
 from dumpfs.vmcoreinfo import Vmcoreinfo
 from tests.unit.linux.guest import PAGE, Guest, Ring
+from tests.work import bounded_work
 
 ABIS = [(8, "little"), (8, "big"), (4, "little"), (4, "big")]
 abis = pytest.mark.parametrize(("word", "order"), ABIS, ids=[f"{8 * w}-bit {o}" for w, o in ABIS])
@@ -201,13 +201,12 @@ def test_a_missing_or_absurd_key_is_an_error(key: str):
         walk(ring, without + f"\n{key}={'7' * 18}\n".encode())
 
 
-def test_two_million_stale_descriptors_take_under_a_few_seconds():
+def test_millions_of_stale_descriptors_are_passed_over_together():
     ring = Ring(Guest(64), count_bits=4)
     ring.guest.put(ring.rb, 26, 4)  # 2^26 descriptors of which nearly all lie outside of memory
     ring.set_head(0, (1 << 26) - 1)
-    started = time.process_time()
-    assert walk(ring)[0] == []
-    assert time.process_time() - started < 5
+    with bounded_work(2_000_000):  # measured: at most 540,000
+        assert walk(ring)[0] == []
 
 
 @given(
@@ -224,10 +223,9 @@ def test_garbage_gives_records_or_an_error_and_ends(seed: int, word_order: tuple
     start = getattr(ring, where)
     for _ in range(rng.choice([1, 3, 50])):
         ring.guest.put(start + rng.randrange(256), rng.randbytes(rng.choice([1, 2, 4, 8])))
-    started = time.process_time()
-    try:
-        found, _ = walk(ring)
-    except DumpfsError:
-        found = []
+    with bounded_work(50_000):  # measured: at most 2,300
+        try:
+            found, _ = walk(ring)
+        except DumpfsError:
+            found = []
     assert len(found) <= 1 << 21
-    assert time.process_time() - started < 10

@@ -160,22 +160,26 @@ def test_source_that_stalls_keeps_nothing_from_being_flushed():
 
 def test_ordered_output_is_told_of_before_the_next_batch_is_made():
     """Others wait for it: writing an ELF core took a fifth longer."""
-    made: list[float] = []
+    committed = shared_numbers()
     sink = Sink(Out(1 << 20), ordered=True)
 
-    class Slow(Encoder):
+    class Waits(Encoder):
         def encode(self, first: int, stop: int) -> Encoded:
-            time.sleep(0.3)
+            if first == 2 * PAGES:
+                # The first is written when the second has been made; its commit does not wait for the third.
+                until = time.monotonic() + 30
+                while not committed[0] and time.monotonic() < until:
+                    time.sleep(0.001)
+                committed[1] = committed[0]
             return super().encode(first, stop)
 
     def commit(encoded: Encoded, pieces: object) -> None:
-        made.append(time.monotonic())
+        committed[0] += 1
 
     sink.commit = commit  # type: ignore[method-assign]
-    start = time.monotonic()
-    pipeline(Slow(), sink, workers=1).run(JOBS[:3])
-    # The first is written when the second has been made; its commit does not wait for the third.
-    assert made[0] - start < 0.85 * (made[-1] - start)
+    pipeline(Waits(), sink, workers=1).run(JOBS[:3])
+    assert committed[1] >= 1
+    assert committed[0] == 3
 
 
 def shared_numbers() -> memoryview:
