@@ -2,14 +2,37 @@
 
     0            ELF header, program headers, [section header 0 when they are too many for e_phnum]
     page         the notes (PT_NOTE, the first program header: crash and makedumpfile look there)
-    page         RAM, range after range; one PT_LOAD each, after the PT_LOADs of virtual ranges
-    page         content of virtual ranges, read through the page tables
+    page         RAM, range after range; one PT_LOAD each
+    page         content of virtual ranges, read through the page tables; one PT_LOAD each
 
-Order and form of the PT_LOADs are what gdb, crash, drgn, libkdumpfile, volatility3 and makedumpfile were all found to
-read right: the kernel text first; then virtual ranges, whose p_paddr makes them end at exactly 2^64, so that nobody
-takes them for RAM; then RAM with its direct-map addresses, for makedumpfile learns the direct map from the last one.
-The text shares the file range of the RAM that holds it. File offsets are congruent to addresses modulo the page, so
-that a mapping of the file stays aligned.
+Order and form of the PT_LOADs are what gdb, crash, drgn, libkdumpfile, volatility3, makedumpfile and vmcore-dmesg were
+all found to read right:
+
+* the kernel text first, as in /proc/vmcore, sharing the file range of the RAM that holds it;
+* RAM in ascending order;
+* virtual ranges, whose p_paddr makes them end at exactly 2^64, so that nobody takes them for RAM;
+* the last byte of RAM once more, sharing its file range, where there are virtual ranges: makedumpfile learns the direct
+  map from the last PT_LOAD below the kernel image, and older ones from the first.
+
+volatility3 keeps the PT_LOADs with p_filesz == p_memsz > 0 in file order and finds an address by bisection over
+p_paddr. So they must ascend; the first one, to which a bisection comes last, and one that ends where RAM ends do no
+harm. It scans from the first one's p_paddr to the last one's end: from the text on, as in /proc/vmcore itself.
+
+What was tried, on dumps of x86_64 with four and five levels of page tables and of arm64; "-l -c" and "-E" compare what
+makedumpfile 1.7.2 makes of it with what it makes of the original /proc/vmcore, but for empty program headers:
+
+    virtual ranges                                  volatility3  -l, -c  -E                    others
+    before RAM                                      no task      same    same                  right
+    before RAM, p_memsz = p_filesz + 1              right        same    a byte more for each  right
+    the same, but p_paddr + p_filesz = 2^64         right        same    same                  crash: zeros at paddr 0
+    the same, and the text's p_memsz one more       right        differ  differ                not tried
+    before RAM, p_memsz = p_filesz + 4096           right        same    same                  zeros in guard pages
+    before RAM, p_paddr all ones as in /proc/kcore  no task      differ  differ                not tried
+    after RAM                                       right        fails   fails                 not tried
+    after RAM, p_paddr all ones                     right        differ  differ                not tried
+    after RAM, its last byte once more: as it is    right        same    one byte at the end   right
+
+File offsets are congruent to addresses modulo the page, so that a mapping of the file stays aligned.
 
 A plan is computed without reading any page, is immutable, and is the same in every process.
 
@@ -225,7 +248,7 @@ def plan_core(
     shares = [share for alias in aliases for share in _shares(alias, ram.ranges)]
     if len(shares) < len(aliases):
         told.append("the kernel text's physical address is not RAM; it has no segment of its own")
-    count = 1 + len(shares) + len(virtual) + len(ram.ranges)
+    count = 1 + len(shares) + len(virtual) + len(ram.ranges) + (len(shares) > 1 or len(virtual) > 0)
     table_size = _table_size(abi, count)
     notes_offset = _up(table_size, FILE_ALIGN)
     cursor = _up(notes_offset + len(notes.data), align)
@@ -238,17 +261,22 @@ def plan_core(
             _load(abi, cursor + start - first, _direct(target, page_offset, start, stop), start, stop - start)
         )
         cursor += _up(stop, align) - first
-    text_loads = [_load(abi, ram_loads[i].p_offset + inside, m.vaddr, m.paddr, m.size) for m, i, inside in shares]
-    virtual_loads = []
+    # Only the first may be out of order, so further pieces of the kernel image go among the virtual ranges.
+    text_loads = [
+        _load(abi, ram_loads[i].p_offset + inside, m.vaddr, -m.size if number else m.paddr, m.size)
+        for number, (m, i, inside) in enumerate(shares)
+    ]
+    virtual_loads = text_loads[1:]
     for vaddr, size in virtual:
         extents.append(Extent(cursor, size, Content.VIRTUAL, vaddr))
         virtual_loads.append(_load(abi, cursor, vaddr, -size, size))
         cursor += _up(size, align)
     phdrs = [
         Phdr(PT_NOTE, notes_offset, 0, 0, len(notes.data), len(notes.data)),
-        *text_loads,
-        *virtual_loads,
+        *text_loads[:1],
         *ram_loads,
+        *virtual_loads,
+        *(_last_byte(load) for load in ram_loads[-1:] if virtual_loads),
     ]
     headers = _build_headers(abi, machine_number(target.machine), phdrs).ljust(notes_offset, b"\0") + notes.data
     return CorePlan(headers.ljust(_up(len(headers), align), b"\0"), extents, tuple(told))
@@ -303,6 +331,18 @@ def _direct(target: CoreTarget, page_offset: int | None, start: int, stop: int) 
 def _load(abi: Abi, offset: int, vaddr: int, paddr: int, size: int) -> Phdr:
     mask = (1 << 8 * abi.long_size) - 1
     return Phdr(PT_LOAD, offset, vaddr & mask, paddr & mask, size, size, _RWX)
+
+
+def _last_byte(load: Phdr) -> Phdr:
+    """The last byte of a range of RAM, as a PT_LOAD of its own."""
+    inside = load.p_memsz - 1
+    return load._replace(
+        p_offset=load.p_offset + inside,
+        p_vaddr=load.p_vaddr if load.p_vaddr == _LIMIT32 - 1 else load.p_vaddr + inside,
+        p_paddr=load.p_paddr + inside,
+        p_filesz=1,
+        p_memsz=1,
+    )
 
 
 def _table_size(abi: Abi, count: int) -> int:
