@@ -160,8 +160,7 @@ def _resume_elf(sink: ElfSink, fd: int) -> Pfn:
     size = os.fstat(fd).st_size
     pfn = 0
     for start, stop, members in sink.plan.batches():
-        pieces = sink.place(start, stop, members * sink.plan.facts.page_size)
-        if pieces and pieces[-1][0] + pieces[-1][2] > size:
+        if sink.end_of(start, stop) > size:
             return start
         sink.written += members
         pfn = stop

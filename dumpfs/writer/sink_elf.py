@@ -14,6 +14,7 @@ Sources: the ELF gABI; makedumpfile's elf_info.c (e_flags of an incomplete core)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,7 +40,7 @@ from dumpfs.elf.structs import (
 from dumpfs.errors import UnsupportedFeatureError, WriteError
 from dumpfs.notes import build_note
 from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Bits, runs_of, window
+from dumpfs.writer.bitmaps import Bits, Flags, runs_of, window
 from dumpfs.writer.bytesink import ByteSink
 from dumpfs.writer.encode import KIND_LOST, Encoded
 from dumpfs.writer.plan import WritePlan
@@ -111,6 +112,8 @@ class ElfSink:
         self._ranks = np.cumsum(sizes) - sizes
         self._pages = int(sizes.sum())
         self._lost: list[Pfn] = []
+        self._placed: deque[list[Pfn]] = deque()
+        """The lost pages of each batch that is placed and not committed."""
         self.data_offset = 0
         loads = self._loads(())
         header = EHDR.size(self._abi)
@@ -171,12 +174,32 @@ class ElfSink:
         rank = int(self._ranks[i]) + pfn - int(self._runs[i, 0])
         return self.data_offset + rank * self.plan.facts.page_size
 
-    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[tuple[int, int, int]]:
-        """Where the next batch's bytes go; neighbours in the file are one piece."""
+    def place(self, first: Pfn, stop: Pfn, encoded: Encoded) -> list[tuple[int, int, int]]:
+        """Where the next batch's bytes go; neighbours in the file are one piece.
+
+        Lost pages have no bytes among them: their place in the file stays empty.
+        """
+        wanted = window(self.plan.dump, first, stop)
+        lost = encoded.kinds == KIND_LOST
+        if lost.any():
+            places = np.flatnonzero(wanted)[lost]
+            wanted = wanted.copy()
+            wanted[places] = False
+            self._placed.append((places + first).tolist())
+        else:
+            self._placed.append([])
+        return self._pieces(wanted, first)
+
+    def end_of(self, first: Pfn, stop: Pfn) -> int:
+        """One past the last byte in the file of the pages in `[first, stop)`, 0 when there are none."""
+        pieces = self._pieces(window(self.plan.dump, first, stop), first)
+        return max((offset + size for offset, _, size in pieces), default=0)
+
+    def _pieces(self, wanted: Flags, first: Pfn) -> list[tuple[int, int, int]]:
         page_size = self.plan.facts.page_size
         pieces: list[tuple[int, int, int]] = []
         start = 0
-        for low, high in runs_of(window(self.plan.dump, first, stop), first):
+        for low, high in runs_of(wanted, first):
             offset, size = self._offset(low), (high - low) * page_size
             if pieces and pieces[-1][0] + pieces[-1][2] == offset:
                 pieces[-1] = (pieces[-1][0], pieces[-1][1], pieces[-1][2] + size)
@@ -193,23 +216,13 @@ class ElfSink:
             WriteError: there is no room to say so of more pages.
         """
         self.written += len(encoded.kinds)
-        lost = np.flatnonzero(encoded.kinds == KIND_LOST).tolist()
+        lost = self._placed.popleft()
         if lost:
-            self._lost += [self._pfn_at(pieces, index) for index in lost]
+            self._lost += lost
             self.out.write_at(0, [self._headers(complete=False)])
 
     def flush(self) -> None:
         """Nothing waits: the headers have said it all."""
-
-    def _pfn_at(self, pieces: list[tuple[int, int, int]], index: int) -> Pfn:
-        page_size = self.plan.facts.page_size
-        byte = index * page_size
-        for offset, start, size in pieces:
-            if start <= byte < start + size:
-                rank = (offset + byte - start - self.data_offset) // page_size
-                i = int(np.searchsorted(self._ranks, rank, side="right")) - 1
-                return int(self._runs[i, 0]) + rank - int(self._ranks[i])
-        raise AssertionError("a page outside of its batch")
 
     def finish(self, *, complete: bool) -> None:
         """Give the file its length and, for a complete dump, clear the mark.

@@ -214,8 +214,9 @@ class KdumpSink:
             padding = self.layout.bitmap_bytes - len(bits) if last else 0
             self.out.write_at(offset + start, [piece.data, bytes(padding)])
 
-    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
-        """Where the `nbytes` bytes of the next batch go."""
+    def place(self, first: Pfn, stop: Pfn, encoded: Encoded) -> list[Piece]:
+        """Where the bytes of the next batch go: all of them behind what was placed before."""
+        nbytes = encoded.nbytes
         if not nbytes:
             return [(self._data_end, 0, 0)]
         offset = _up(self._data_end, self.alignment)

@@ -46,7 +46,7 @@ class ZeroCollector:
         """Zero pages found."""
         self._pending: deque[tuple[Pfn, Pfn]] = deque()
 
-    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[tuple[int, int, int]]:
+    def place(self, first: Pfn, stop: Pfn, encoded: Encoded) -> list[tuple[int, int, int]]:
         """Remember the next batch."""
         self._pending.append((first, stop))
         return []

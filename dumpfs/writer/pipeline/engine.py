@@ -60,8 +60,8 @@ class DumpSink(Protocol):
     ordered: bool
     """Whether a batch may be written only when all before it are."""
 
-    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[Piece]:
-        """Where the bytes of the next batch go."""
+    def place(self, first: Pfn, stop: Pfn, encoded: Encoded) -> list[Piece]:
+        """Where the bytes of the next batch go; `encoded` without them."""
 
     def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
         """The next batch's bytes are in the file."""
@@ -278,7 +278,7 @@ class Pipeline:
             sink = self.sinks[batch.job.sink]
             if sink.ordered and self._committed < self._placed:
                 return
-            batch.pieces = sink.place(batch.job.first, batch.job.stop, batch.encoded.nbytes)
+            batch.pieces = sink.place(batch.job.first, batch.job.stop, batch.encoded)
             self._send(self._workers[batch.worker], ("write", self._placed, batch.job.sink, batch.pieces))
             self._placed += 1
 

@@ -55,7 +55,7 @@ class _Counter:
     def __init__(self) -> None:
         self.out: ByteSink = NullSink()
 
-    def place(self, first: Pfn, stop: Pfn, nbytes: int) -> list[tuple[int, int, int]]:
+    def place(self, first: Pfn, stop: Pfn, encoded: Encoded) -> list[tuple[int, int, int]]:
         """Nothing is written."""
         return []
 

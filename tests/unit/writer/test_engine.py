@@ -62,9 +62,9 @@ class Sink:
     flushed: list[int] = field(default_factory=list)
     """Batches committed by each flush that had something to do."""
 
-    def place(self, first: int, stop: int, nbytes: int) -> list[tuple[int, int, int]]:
-        self.placed += nbytes
-        return [(self.placed - nbytes, 0, nbytes)]
+    def place(self, first: int, stop: int, encoded: Encoded) -> list[tuple[int, int, int]]:
+        self.placed += encoded.nbytes
+        return [(self.placed - encoded.nbytes, 0, encoded.nbytes)]
 
     def commit(self, encoded: Encoded, pieces: list[tuple[int, int, int]]) -> None:
         self.waiting += 1

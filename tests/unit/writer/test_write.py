@@ -144,6 +144,29 @@ def test_lost_page_is_in_no_segment_of_an_elf(source, tmp_path):
     image.close()
 
 
+@pytest.mark.parametrize("codec_flag", [0, 1, 2, 4, 32, None], ids=["raw", "zlib", "lzo", "snappy", "zstd", "elf"])
+@pytest.mark.parametrize("places", [(41,), (0,), (-1,), (40, 41, 42, 60), range(64)], ids=str)
+def test_corrupt_pages_cost_no_others(source, tmp_path, codec_flag, places):
+    """Found out only when they are read, amid a batch."""
+    stored = source[0].where(Kind.STORED)
+    victims = {stored[place] for place in places}
+    broken = source[0].changed(set(), Kind.LOST)
+    for victim in victims:
+        broken.pages[victim] = Page(kind=Kind.CORRUPT, stored_form=(1, b"not zlib"))
+    (tmp_path / "source").write_bytes(build_kdump(broken, KdumpSpec()).data)
+    elf = codec_flag is None
+    report = write(str(tmp_path / "source"), tmp_path / "out", codec_flag=codec_flag or 0, elf=elf)
+    assert report.totals.lost == len(victims)
+    image = open_image([str(tmp_path / "out")])
+    for pfn in stored:
+        content, state, _ = image.read_page(pfn)
+        if pfn in victims:
+            assert state is (PageState.ABSENT if elf else PageState.LOST)
+        else:
+            assert (state, content) == (PageState.STORED, source[0].content(pfn))
+    image.close()
+
+
 def test_corrupt_page_never_becomes_zeros(source, tmp_path):
     memory = source[0]
     victim = memory.where(Kind.STORED)[41]
