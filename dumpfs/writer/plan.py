@@ -130,7 +130,6 @@ def header_facts(
         machine = _MACHINE_NAMES.get(kernel.machine, kernel.machine)
         uts = Utsname("Linux", release=kernel.release, machine=machine)
     cpus = sum(1 for note in parse_notes(notes, kernel.byteorder) if is_prstatus(note))
-    seconds = kernel.crash_time or 0.0
     phys_base = kernel.phys_base if kernel.phys_base is not None else meta.phys_base
     return HeaderFacts(
         machine=kernel.machine,
@@ -139,7 +138,7 @@ def header_facts(
         page_size=meta.block_size,
         max_mapnr=max_mapnr,
         uts=uts,
-        timestamp=(int(seconds), round(seconds % 1 * 1e6)),
+        timestamp=_timestamp(kernel.crash_time or 0.0),
         nr_cpus=cpus or meta.nr_cpus or 0,
         phys_base=phys_base or 0,
         dump_level=level | (meta.dump_level or 0),
@@ -150,6 +149,12 @@ def header_facts(
         page_offset=kernel.page_offset,
         text=kernel.text,
     )
+
+
+def _timestamp(seconds: float) -> tuple[int, int]:
+    """Seconds and microseconds for the header, 0 where no header, one of 32 bits included, can hold what is said."""
+    whole = int(seconds)
+    return (whole, min(round(seconds % 1 * 1e6), 999_999)) if 0 < whole < 1 << 31 else (0, 0)
 
 
 def make_plan(
