@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dumpfs.cli.main import main
-from dumpfs.errors import DumpfsError
+from dumpfs.errors import DumpfsError, ExcludedPageError
 from dumpfs.formats import open_image
 from dumpfs.formats.base import DumpImage
 from dumpfs.formats.kdump.image import KdumpImage
@@ -21,14 +21,15 @@ from dumpfs.units import PageState
 from tests.fuzz.walk import Walk
 from tests.property.hostile import exercise
 
-_EXIT_CODES = (0, 1, 2, 3, 4, 5, 6, 8)
+_EXIT_CODES = (0, 1, 3, 4, 5, 6, 8)
+"""2 says that a command was used wrongly, which is not the dump's fault."""
 _MAX_LINES = 40
 """On standard error, of one command; notices and hints."""
 _RUNS, _RUN_PAGES = 200, 64
 """Of a written dump, to compare with its source."""
 _VERBS = (
     ("info",), ("info", "--json"), ("check", "--jobs", "1"), ("check", "--json", "--jobs", "1"), ("dmesg",),
-    ("dmesg", "--raw"), ("write", "--dry-run", "-d", "31"), ("write", "--dry-run", "-E"), ("cat", "status"),
+    ("write", "--dry-run", "-d", "31"), ("write", "--dry-run", "-E"), ("cat", "status"),
     ("cat", "kallsyms"), ("cat", "memmap"), ("cat", "vmcoreinfo"), ("cat", "modules"), ("cat", "info.json"),
     ("write", "--dump-dmesg"),
 )  # fmt: skip
@@ -103,6 +104,8 @@ def _exercise(path: Path, rng: random.Random, outcome: Outcome, report: Callable
 def _command(path: Path, rng: random.Random, outcome: Outcome, report: Callable[[str], None]) -> None:
     verb, *options = rng.choice(_VERBS)
     words = [verb, str(path), *options] if verb == "cat" else [verb, *options, str(path)]
+    if "--dump-dmesg" in options:
+        words.append(os.devnull)
     outcome.drive = " ".join((verb, *options))
     report(outcome.drive)
     outcome.refused = _run(words, outcome) not in (0, None)
@@ -154,9 +157,15 @@ def _write(path: Path, rng: random.Random, outcome: Outcome, report: Callable[[s
 def _compare(path: Path, target: Path, outcome: Outcome) -> None:
     source, written = open_image([path]), open_image([target])
     try:
+        memory = PhysMemory(written, 4096, HolePolicy.ERROR)
         for paddr, data in _stored(source):
             try:
-                same = PhysMemory(written, 4096, HolePolicy.ERROR).read(paddr, len(data)) == data
+                same = memory.read(paddr, len(data)) == data
+            except ExcludedPageError as exc:
+                if not any(data):
+                    continue  # an ELF core has no shared page of zeros: it leaves out what a kdump shares
+                outcome.problems.append(f"left out in writing: {exc}")
+                return
             except DumpfsError as exc:
                 outcome.problems.append(f"lost in writing: {exc}")
                 return
