@@ -267,9 +267,12 @@ def saved_registers(reader: TaskReader, task: Task, machine: str) -> dict[str, i
 
 
 def processes(tasks: Sequence[Task]) -> dict[int, list[Task]]:
-    """Process id to its threads, leader first; idle tasks are not among them."""
+    """Process id to its threads, leader first; idle tasks are not among them.
+
+    No process has the id 0: a task whose tgid was overwritten with it goes by its own pid.
+    """
     found: dict[int, list[Task]] = {}
     for task in tasks:
         if task.pid:
-            found.setdefault(task.tgid, []).append(task)
+            found.setdefault(task.tgid or task.pid, []).append(task)
     return found
