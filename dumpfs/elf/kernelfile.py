@@ -29,8 +29,13 @@ from dumpfs.linux.modules import Module, module_symbols
 from dumpfs.linux.records import note_problem
 
 USER_MODE = "<user mode>"
-_USER_START, _USER_STOP = 0x1000, 1 << 55
-"""No 64-bit kernel lets programs have higher addresses, nor the first page."""
+_USER_STOP = 1 << 55
+"""No 64-bit kernel lets programs have higher addresses."""
+_USER_STARTS = {"x86_64": 1 << 20}
+"""Below lie a vmlinux's per-CPU variables, whose section is linked at 0: a debugger knows no section that shares its
+addresses with another. Programs are loaded at 4 MiB or above."""
+_USER_START = 0x1000
+"""Of other machines: no program has the first page."""
 _CODE_LETTERS = frozenset("tTwWiI")
 _MAX_FRAME = 1 << 16
 _TOP = 1 << 64
@@ -58,10 +63,11 @@ def build_symbol_file(inspector: Inspector, *, whole: bool) -> bytes:
     if count > MAX_SYMBOLS:
         raise ViewError(f"vmlinux: {count} symbols cannot be")
     image = _image_regions(inspector)
-    regions = [*_user_region(kernel.word_size), *(image if whole else ()), *_module_regions(modules)]
+    user = _USER_STARTS.get(kernel.machine, _USER_START)
+    regions = [*_user_region(kernel.word_size, user), *(image if whole else ()), *_module_regions(modules)]
     tables = [_table(rows) for _, rows in modules]
     if kernel.word_size == 8:
-        tables.append(_table([(_USER_START, "T", USER_MODE)]))
+        tables.append(_table([(user, "T", USER_MODE)]))
     if whole:
         tables.insert(0, _kernel_table(inspector.kallsyms))
     return SymbolFile(
@@ -71,7 +77,7 @@ def build_symbol_file(inspector: Inspector, *, whole: bool) -> bytes:
         _build_id(kernel.build_id) if whole else b"",
         _disjoint(regions),
         tables,
-        _build_frames(inspector, modules),
+        _build_frames(inspector, modules, user),
     ).build()
 
 
@@ -122,9 +128,9 @@ def _read_modules(inspector: Inspector) -> list[tuple[Module, Rows]]:
 # -- sections
 
 
-def _user_region(word_size: int) -> Iterator[Region]:
+def _user_region(word_size: int, start: int) -> Iterator[Region]:
     if word_size == 8:
-        yield Region(".user", _USER_START, _USER_STOP, True)
+        yield Region(".user", start, _USER_STOP, True)
 
 
 def _image_regions(inspector: Inspector) -> list[Region]:
@@ -174,7 +180,7 @@ def _disjoint(regions: Iterable[Region]) -> list[Region]:
 # -- frames
 
 
-def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) -> bytes:
+def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]], user: int) -> bytes:
     kernel = inspector.kernel
     section = FrameSection(kernel.word_size, kernel.byteorder)
     if kernel.machine == "x86_64" and inspector.code.has_orc:
@@ -189,7 +195,7 @@ def _build_frames(inspector: Inspector, modules: Sequence[tuple[Module, Rows]]) 
             functions += _pairs(_module_functions(module, symbols))
         section.add(pointer_coverages(inspector, sorted(functions)))
     if kernel.machine == "x86_64":
-        section.add([Coverage(_USER_START, _USER_STOP, END, ((_USER_START, b""),))])
+        section.add([Coverage(user, _USER_STOP, END, ((user, b""),))])
     return section.build()
 
 

@@ -1,7 +1,7 @@
 """Where the sections of a loaded module lie: what /sys/module/NAME/sections tells, and what a debugger needs.
 
 Sources: Linux kernel/module/sysfs.c (struct module_sect_attrs; since 6.14 its attributes are bin_attributes whose
-private pointer is the address), kernel/module/main.c (module.build_id).
+private pointer is the address), kernel/module/main.c (module.build_id, percpu_modalloc).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dumpfs.linux.types import Types
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.notes import find_note
 
+PER_CPU_SECTION = ".data..percpu"
 _MAX_SECTIONS = 1000
 _MAX_NAME = 256
 _NT_GNU_BUILD_ID = 3
@@ -25,10 +26,14 @@ _NOTE_SIZE = 36
 def module_sections(space: AddressSpace, types: Types, module: Module) -> dict[str, int]:
     """Section name to address; empty where this kernel does not keep them.
 
+    The kernel's own list lacks the per-CPU variables, which are laid out apart; their address is an offset, to which
+    that of a processor is added.
+
     Raises:
         DumpfsError: they cannot be read.
     """
-    pointer = read_record(space, types, "module", module.vaddr).get("sect_attrs")
+    record = read_record(space, types, "module", module.vaddr)
+    pointer = record.get("sect_attrs")
     if not pointer:
         return {}
     table = read_record(space, types, "module_sect_attrs", pointer)
@@ -41,12 +46,15 @@ def module_sections(space: AddressSpace, types: Types, module: Module) -> dict[s
         raise DumpfsError(f"module {module.name}: {count} sections cannot be")
     first, size = table.address("attrs"), types.size(struct)
     sections: dict[str, int] = {}
+    per_cpu = record.get("percpu")
+    if per_cpu and record.get("percpu_size"):
+        sections[PER_CPU_SECTION] = per_cpu
     for number in range(_MAX_SECTIONS if count is None else count):
-        record = read_record(space, types, struct, first + number * size)
-        name = record.value(*paths)
+        row = read_record(space, types, struct, first + number * size)
+        name = row.value(*paths)
         if not name:
             break
-        sections[space.read_cstring(name, _MAX_NAME).decode("utf-8", "replace")] = record.value(address)
+        sections[space.read_cstring(name, _MAX_NAME).decode("utf-8", "replace")] = row.value(address)
     return sections
 
 

@@ -109,13 +109,69 @@ def test_panic_stack_is_whole_by_a_vmlinux(name, folder, corpus):
     assert found == [*PANIC, "entry_SYSCALL_64"]
 
 
-def test_vmlinux_is_read_once(folder, corpus):
-    mark = commands("python gdb.objfiles()[0].mark = 1")
-    told = commands("python print(hasattr(gdb.objfiles()[0], 'mark'), gdb.objfiles()[0].filename)", "p/x &_stext")
-    said = gdb(corpus("tiny/vmlinux"), *mark, "-x", folder(KASLR_CRASH) / "gdbinit", *told)
-    assert said.startswith(f"True {corpus('tiny/vmlinux')}\n")
-    stext = re.search(r"SYMBOL\(_stext\)=(\w+)", (folder(KASLR_CRASH) / "vmcoreinfo").read_text())[1]
-    assert said.endswith(f"= 0x{stext}\n")
+def values(said: str) -> list[int]:
+    """Of `p/x`, in the order of the commands."""
+    return [int(value, 16) for value in re.findall(r"^\$\d+ = (0x[0-9a-f]+|0)$", said, re.MULTILINE)]
+
+
+def linked(vmlinux: Path) -> dict[str, int]:
+    """Symbols of a vmlinux as it was linked."""
+    with vmlinux.open("rb") as file:
+        return {s.name: s["st_value"] for s in ELFFile(file).get_section_by_name(".symtab").iter_symbols()}
+
+
+@pytest.mark.parametrize("given", ["program", "symbol file", "added", "own symbols"])
+def test_symbols_are_where_the_kernel_ran(given, folder, corpus):
+    # KASLR moves code and data, but neither per-CPU variables, which are offsets, nor constants.
+    here, vmlinux = folder(KASLR_CRASH), corpus("tiny/vmlinux")
+    stays, moves = ["current_task", "__per_cpu_end"], ["_stext", "init_task", "__init_begin", "__bss_start", "_end"]
+    if given != "own symbols":
+        stays += ["phys_startup_64", "L4_PAGE_OFFSET"]
+        moves.append("init_per_cpu__gdt_page")
+    before = {
+        "program": [vmlinux],
+        "symbol file": commands(f"symbol-file {vmlinux}"),
+        "added": commands(f"add-symbol-file {vmlinux} 0xffffffff81000000"),
+        "own symbols": [],
+    }[given]
+    asked = [f"p/x (unsigned long)&{name}" for name in stays + moves]
+    said = gdb(*before, "-x", here / "gdbinit", *commands(*asked, "python print(len(gdb.objfiles()))"))
+    symbols = linked(vmlinux)
+    offset = int(re.search(r"KERNELOFFSET=(\w+)", (here / "vmcoreinfo").read_text())[1], 16)
+    assert offset
+    assert values(said) == [symbols[name] for name in stays] + [symbols[name] + offset for name in moves]
+    assert said.splitlines()[-1] == ("1" if given == "own symbols" else "3")  # the vmlinux, constants, what it lacks
+
+
+@pytest.mark.parametrize("name", [CRASH, KASLR_CRASH])
+def test_each_processors_current_task_is_found_as_the_kernels_scripts_find_it(name, folder, corpus):
+    # $lx_current(N): a per-CPU variable's address and the processor's offset.
+    task = "(*(struct task_struct **)((unsigned long)&current_task + __per_cpu_offset[{cpu}]))"
+    with Dump.open([str(corpus(name))]) as dump:
+        found = [dump.tree.lookup_path(f"cpus/{cpu}/task") for cpu in range(2)]
+        expected = [node.read(0, node.size()).decode().split() for node in found]
+    asked = [f'printf "%d (%s)\\n", {at}->pid, {at}->comm' for at in (task.format(cpu=cpu) for cpu in range(2))]
+    said = gdb("-x", folder(name) / "gdbinit", *commands(*asked), corpus("tiny/vmlinux"))
+    assert [line.split() for line in said.strip().splitlines()[-2:]] == expected
+
+
+def test_files_that_gdb_has_beside_the_vmlinux_stay(folder, corpus, tmp_path):
+    other = tmp_path / "other"
+    shutil.copyfile(folder(KASLR_CRASH) / "gdb/extra.symbols", other)
+    before = commands(f"add-symbol-file {other}")
+    told = commands("python print(*(o.filename for o in gdb.objfiles()), sep='\\n')")
+    said = gdb(corpus("tiny/vmlinux"), *before, "-x", folder(KASLR_CRASH) / "gdbinit", *told)
+    assert {str(other), str(corpus("tiny/vmlinux"))} < set(said.splitlines())
+
+
+def test_a_vmlinux_without_section_headers_is_told_of(folder, corpus, tmp_path):
+    bare = tmp_path / "vmlinux"
+    data = bytearray(corpus("tiny/vmlinux").read_bytes())
+    data[40:48] = bytes(8)  # e_shoff
+    data[58:64] = bytes(6)
+    bare.write_bytes(data)
+    said = gdb("-x", folder(KASLR_CRASH) / "gdbinit", *commands("bt"), bare)
+    assert "Traceback" not in said
 
 
 def test_every_stack_ends_at_an_entry_of_the_kernel(folder):

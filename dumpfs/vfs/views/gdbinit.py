@@ -56,7 +56,9 @@ class GdbinitFile(InsideFile):
 
     ABOUT: ClassVar[str] = (
         "makes gdb ready for this dump: `gdb -x gdbinit [VMLINUX]` loads the symbols where the kernel ran (without"
-        " VMLINUX the file vmlinux), then vmcore-tasks, and adds commands: `help dumpfs` lists them."
+        " VMLINUX the file vmlinux), then vmcore-tasks, and adds commands: `help dumpfs` lists them. The kernel's own"
+        " scripts for gdb work with it, but for lx-symbols, which would read VMLINUX anew and lose where it lay: use"
+        " `dumpfs modules DIRECTORY`."
     )
 
     def render(self) -> bytes:
@@ -110,6 +112,7 @@ def render_gdbinit(inspector: Inspector) -> bytes:
         "VERSION": __version__,
         "RELEASE": _printable(kernel.release) or "unknown version",
         "OFFSET": hex(kernel.kaslr_offset or 0),
+        "PERCPU": " -s .data..percpu 0" if _symbol(inspector, "__per_cpu_start") == 0 else "",
         "FACTS": repr(json.dumps(collect_facts(inspector), separators=(",", ":"))),
     }
     # In one pass: a dump may have a task called "@COMMANDS@".

@@ -106,6 +106,14 @@ def test_modules_have_sections_and_build_ids(dump):
     assert dict(sections)[".text"] == base
 
 
+def test_a_modules_per_cpu_variables_have_their_section(corpus):
+    with Dump.open([str(corpus("deb61/raw-d31.kdump"))]) as dump:
+        modules = {row[0]: dict(row[4]) for row in collect_modules(dump.inspection.inspector)}
+        per_cpu = {name: found for name, s in modules.items() if (found := s.get(".data..percpu")) is not None}
+        assert per_cpu == {"zsmalloc": 0x34000}
+        assert b"0000000000034000 a zs_map_area\t[zsmalloc]\n" in read(dump, "kallsyms")
+
+
 def test_without_modules_there_is_an_empty_list(inspector):
     inspector.know("modules", ViewError("the kernel has no symbol modules"))
     assert collect_modules(inspector) == []
