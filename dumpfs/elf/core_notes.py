@@ -3,22 +3,28 @@
 The dump's bytes are kept as they are wherever that serves: makedumpfile copies them, and its output from our core
 shall be what it makes from the original. They change only where
 
+* a note is none that debuggers of kernels need. Others belong to cores of processes, and say to a debugger of those
+  what it is to do: gdb opens every file that an NT_FILE names, be it a FIFO or a tape drive, and prints the command of
+  an NT_PRPSINFO as it is. A note must fit by name and by type, for BFD looks at the type alone;
 * two processors have the same pr_pid: gdb takes pr_pid for the thread's number and would lose one of them (idle tasks
   all have pid 0);
 * the file's byte order is not the kernel's (QEMU marks ppc64le dumps big-endian);
 * VMCOREINFO or the erase information is not among the notes, but known.
 
-Sources: Linux include/linux/elfcore.h (struct elf_prstatus), kernel/vmcore_info.c (VMCOREINFO note).
+Sources: Linux include/linux/elfcore.h (struct elf_prstatus), kernel/vmcore_info.c (VMCOREINFO note),
+include/uapi/linux/elf.h (types of notes), fs/proc/vmcore.c (device dumps), arch/s390/kernel/crash_dump.c; QEMU's
+target/*/arch_dump.c; Xen's public/elfnote.h; makedumpfile (ERASEINFO).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from dumpfs.notes import NT_PRSTATUS, Note, build_note, parse_notes
+from dumpfs.notes import NT_FPREGSET, NT_PRSTATUS, Note, build_note, parse_notes
 from dumpfs.structs import ByteOrder
+from dumpfs.units import one_line
 
 _PID_OFFSET = {4: 24, 8: 32}
 """Of pr_pid in struct elf_prstatus, by the size of a long."""
@@ -27,6 +33,18 @@ FIRST_MADE_PID = 1 << 22
 _PRSTATUS_HEAD64 = "3ih2x2Q4i8Q"
 """struct elf_prstatus of a 64-bit kernel up to its registers."""
 _TEXT_NOTES = frozenset((b"VMCOREINFO", b"VMCOREINFO_XEN", b"ERASEINFO"))
+
+
+_KERNEL_NOTES: Mapping[bytes, tuple[range, ...]] = {
+    b"CORE": (range(NT_PRSTATUS, NT_FPREGSET + 1), range(4, 5)),  # registers; NT_TASKSTRUCT of netdump and /proc/kcore
+    b"LINUX": (range(0x100, 0x1000), range(0x46E62B7F, 0x46E62B80)),  # register sets, device dumps; NT_PRXFPREG
+    b"QEMU": (range(1),),
+    b"Xen": (range(0x1000000, 0x3000000),),
+    **{name: (range(1),) for name in _TEXT_NOTES},
+}
+"""Types of notes by their names."""
+_TYPE_NAMES = {3: "NT_PRPSINFO", 6: "NT_AUXV", 0x46494C45: "NT_FILE", 0x53494749: "NT_SIGINFO"}
+_MAX_TOLD, _MAX_NAME = 6, 16
 
 
 class ThreadNotes(NamedTuple):
@@ -53,6 +71,39 @@ def is_prstatus(note: Note) -> bool:
     return note.name == b"CORE" and note.type == NT_PRSTATUS
 
 
+def keep_kernel_notes(image: bytes, byteorder: ByteOrder) -> CoreNotes:
+    """The notes that debuggers of kernels need, as they are, and one sentence on the others.
+
+    What cannot be read as notes is left out as well: with further notes behind it, it might be read.
+    """
+    kept = bytearray()
+    others: dict[str, None] = {}
+    start = end = 0
+    for note in parse_notes(image, byteorder):
+        end = note.desc_offset + len(note.desc) + (-len(note.desc) & 3)
+        if not any(note.type in types for types in _KERNEL_NOTES.get(note.name, ())):
+            kept += image[start : note.offset]
+            start = end
+            if len(others) <= _MAX_TOLD:
+                others[_name_note(note)] = None
+    tail = image[end:]
+    if tail.strip(b"\0"):
+        others["one that is cut short"] = None
+        tail = b""
+    if not others:
+        return CoreNotes(image, ())
+    kept += image[start:end] + tail
+    told = list(others)
+    names = ", ".join(told if len(told) <= _MAX_TOLD else [*told[: _MAX_TOLD - 1], "and others"])
+    return CoreNotes(bytes(kept), (f"notes that no kernel's dump needs were left out: {names}",))
+
+
+def _name_note(note: Note) -> str:
+    """Its owner and type for people; the owner may be anything."""
+    name = one_line(note.name[:_MAX_NAME].decode("utf-8", "replace"))
+    return f"{name or 'nameless'} {_TYPE_NAMES.get(note.type, hex(note.type))}"
+
+
 def build_core_notes(
     image: bytes,
     image_order: ByteOrder,
@@ -73,7 +124,8 @@ def build_core_notes(
         eraseinfo: likewise; b'' for none.
         threads: further threads, whose notes come last: every reader takes the first for the processors'.
     """
-    notices: list[str] = []
+    image, told = keep_kernel_notes(image, image_order)
+    notices = list(told)
     notes = list(parse_notes(image, image_order))
     if threads is not None:
         data = _with_pids(image, _processors(notes, word_size), threads.cpu_pids, image_order, word_size)

@@ -15,6 +15,7 @@ from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 from dumpfs.codecs.registry import CODEC_FLAGS, codec_name
+from dumpfs.elf.core_notes import keep_kernel_notes
 from dumpfs.errors import DumpfsError, IncompleteDumpError, UsageError, VmcoreinfoError, WriteError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.kernel import Kernel
@@ -241,7 +242,11 @@ def _elf_plan(plan: WritePlan, request: WriteRequest, hooks: Hooks) -> WritePlan
     lost = bits_of(plan.image.lost, plan.facts.max_mapnr)
     dump: Bits = plan.dump & ~lost
     ram: Bits = plan.ram & ~lost
-    plan = replace(plan, dump=dump, ram=ram, count=count_bits(dump), codec_flag=0, copy_through=False)
+    notes = keep_kernel_notes(plan.facts.notes, plan.facts.byteorder)  # gdb does what notes of processes say
+    for notice in notes.notices:
+        hooks.notice(notice)
+    facts = replace(plan.facts, notes=notes.data, vmcoreinfo=(0, 0))
+    plan = replace(plan, facts=facts, dump=dump, ram=ram, count=count_bits(dump), codec_flag=0, copy_through=False)
     if not plan.level & LEVEL_ZERO:
         return plan
     collector = ZeroCollector(plan.dump)

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from dumpfs.elf.core_notes import build_core_notes
+from dumpfs.elf.core_notes import build_core_notes, keep_kernel_notes
 from dumpfs.notes import parse_notes
 from tests.build.notes import note
 
@@ -83,5 +83,53 @@ def test_notes_follow_the_kernels_byte_order():
 
 
 @pytest.mark.parametrize("image", [b"\xff" * 50, b"\1\0\0\0" * 5, prstatus(0)[:100] * 3])
-def test_broken_notes_are_passed_on(image):
-    assert build_core_notes(image, "little", "little", 8, None, b"").data == image
+def test_notes_that_cannot_be_read_are_left_out(image):
+    # Behind them come other notes, which would make them readable.
+    whole = prstatus(7)
+    data, notices = build_core_notes(whole + image, "little", "little", 8, b"A=1\n", b"")
+    assert [(n.name, n.desc) for n in parse_notes(data, "little")][1:] == [(b"VMCOREINFO", b"A=1\n")]
+    assert data.startswith(whole)
+    assert notices[0].startswith("notes that no kernel's dump needs were left out: ")
+
+
+KEPT = [
+    (b"CORE", 1),
+    (b"CORE", 2),
+    (b"LINUX", 0x202),
+    (b"LINUX", 0x309),
+    (b"LINUX", 0x405),
+    (b"LINUX", 0x700),
+    (b"QEMU", 0),
+    (b"Xen", 0x1000001),
+    (b"Xen", 0x1000002),
+    (b"VMCOREINFO", 0),
+    (b"VMCOREINFO_XEN", 0),
+    (b"ERASEINFO", 0),
+]
+NT_FILE = 0x46494C45
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_notes_that_debuggers_of_kernels_need_are_kept_as_they_are(order):
+    image = b"".join(note(name, kind, b"x" * (i + 1), order) for i, (name, kind) in enumerate(KEPT)) + bytes(40)
+    assert keep_kernel_notes(image, order) == (image, ())
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_others_are_left_out_and_named(order):
+    # BFD does not look at the name: an NT_FILE is one whatever its owner.
+    others = [(b"CORE", 3), (b"CORE", 6), (b"CORE", NT_FILE), (b"CORE", 0x53494749), (b"QEMU", NT_FILE)]
+    pieces = [note(name, kind, b"desc", order) for name, kind in KEPT]
+    mixed = b"".join(a + note(*b, b"/dev/tape\0", order) for a, b in zip(pieces, others, strict=False))
+    data, (notice,) = keep_kernel_notes(mixed + b"".join(pieces[len(others) :]) + bytes(12), order)
+    assert data == b"".join(pieces) + bytes(12)
+    assert notice.endswith(": CORE NT_PRPSINFO, CORE NT_AUXV, CORE NT_FILE, CORE NT_SIGINFO, QEMU NT_FILE")
+
+
+def test_the_notice_is_short_and_fit_for_a_terminal():
+    image = b"".join(note(b"\x1b[31m\n%d" % i + b"z" * 5000, i, b"", "little") for i in range(1000))
+    data, (notice,) = keep_kernel_notes(image, "little")
+    assert data == b""
+    assert notice.isprintable()
+    assert len(notice) < 300
+    assert notice.endswith(", and others")
