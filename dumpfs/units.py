@@ -74,6 +74,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def one_word(text: str) -> str:
+    """`text` as `one_line` has it, without spaces: a name that stands among others in a line."""
+    return text if text.isprintable() and " " not in text else one_line(text).replace(" ", "\\x20")
+
+
 def render_size(nbytes: int) -> str:
     """`nbytes` for a person: '512 B', '1.5 GiB'."""
     if nbytes < 1 << 10:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from dumpfs.errors import CorruptDumpError, DumpfsError, ViewError
 from dumpfs.memory.virtual import AddressSpace
+from dumpfs.units import one_word
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
 MAX_SYMBOLS = 4_000_000
@@ -232,7 +233,7 @@ def read_tokens(space: AddressSpace, tables: KallsymsTables) -> list[str]:
     tokens = [table[at : table.index(b"\0", at)].decode("latin-1") for at in raw]
     if any("\n" in token for token in tokens):
         raise CorruptDumpError("kallsyms", "a token holds a line feed", offset=tables.token_table)
-    return tokens
+    return [one_word(token) for token in tokens]  # so that all names are fit for a terminal
 
 
 def _read_names(space: AddressSpace, tables: KallsymsTables, count: int, tokens: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from dumpfs.linux.kallsyms import MAX_SYMBOLS
 from dumpfs.linux.records import Record, note_problem, read_record, walk_list
 from dumpfs.linux.types import Types
 from dumpfs.memory.virtual import AddressSpace
+from dumpfs.units import one_word
 
 _MAX_MODULES = 10_000
 _MAX_USERS = 1_000
@@ -94,7 +95,7 @@ def _read_module(space: AddressSpace, types: Types, vaddr: int, problems: list[s
         refcount = None
     taints = record.get("taints") or 0
     return Module(
-        name=record.text("name"),
+        name=one_word(record.text("name")),
         vaddr=vaddr,
         state=state,
         base=record.value("mem[0].base", "core_layout.base", "module_core"),
@@ -130,7 +131,9 @@ def _users(space: AddressSpace, types: Types, record: Record, problems: list[str
     for node in walk_list(space, record.address("source_list"), _MAX_USERS, problems, what):
         try:
             user = space.read_word(node - link + source)
-            users.append(space.read_cstring(user + name.offset, name.size).decode("utf-8", "backslashreplace"))
+            users.append(
+                one_word(space.read_cstring(user + name.offset, name.size).decode("utf-8", "backslashreplace"))
+            )
         except DumpfsError as exc:
             note_problem(problems, f"{what}: {exc}")
     return users
@@ -181,8 +184,9 @@ def module_symbols(space: AddressSpace, types: Types, module: Module) -> list[tu
         value, info = (row[4], row[1]) if space.word_size == 8 else (row[1], row[3])
         end = strtab.find(b"\0", row[0])
         name = strtab[row[0] : end].decode("utf-8", "surrogateescape") if end > row[0] else ""
-        if not name or "\n" in name:
-            continue  # /proc/kallsyms leaves symbols without a name out
+        if not name:
+            continue  # /proc/kallsyms leaves them out
+        name = one_word(name)
         letter = chr(letters[index] if letters is not None else info)
         if not letter.isascii() or not letter.isprintable():
             letter = "?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import struct
@@ -193,6 +194,41 @@ def test_threads_have_the_names_of_tasks(folder):
     said = gdb("-x", folder(CRASH) / "gdbinit", *commands("info threads"))
     assert re.search(r'LWP 2 "kthreadd" ', said)
     assert re.search(r'^\* \d+ +LWP 1 "init" ', said, re.MULTILINE)
+
+
+def test_names_of_the_dump_are_fit_for_a_terminal(folder, tmp_path):
+    # In the facts, a string of JSON in a string of Python.
+    text = (folder(CRASH) / "gdbinit").read_text()
+    assert '"kthreadd"' in text
+    hostile = tmp_path / "gdbinit"
+    hostile.write_text(text.replace('"kthreadd"', r'"\\u001b[31m\\n0xdead\\u001b]0;x\\u0007"'))
+    (tmp_path / "gdb").mkdir()
+    rows = [["lo\x1b[2Jop", 0xFFFFFFFFC0000000, 4096, "", [[".text\npython print(6*7)", 0x1000], [".data\n", 0x2000]]]]
+    (tmp_path / "gdb/modules.json").write_text(json.dumps(rows))
+    (tmp_path / "dmesg").write_text("[    0.1] a\tb \x1b[31mred\x07\n")
+    for name in ("vmcoreinfo", "vmlinux", "vmcore-tasks"):
+        (tmp_path / name).symlink_to(folder(CRASH) / name)
+    asked = ["info threads", "dumpfs tasks", "thread 3", "bt 1", "dumpfs modules", "dumpfs log"]
+    said = gdb("-x", hostile, *commands(*asked))
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert said.count(r"\x1b[31m\n0xdead\x1b]0;x\x07") >= 2
+    assert r"[    0.1] a	b \x1b[31mred\x07" in said
+
+
+def test_sections_of_modules_whose_names_are_none_are_not_given_to_gdb(folder, tmp_path):
+    (tmp_path / "lib").mkdir()
+    shutil.copyfile(folder(CRASH) / "gdb/extra.symbols", tmp_path / "lib/loop.ko")
+    rows = [["loop", 0xFFFFFFFFC0000000, 4096, "", [[".data\n", 0x2000], [".data -readnow", 1], [".bss", 0x3000]]]]
+    (tmp_path / "gdb").mkdir()
+    (tmp_path / "gdb/modules.json").write_text(json.dumps(rows))
+    for name in ("gdbinit", "vmcoreinfo", "vmlinux", "vmcore-tasks"):
+        (tmp_path / name).symlink_to(folder(CRASH) / name)
+    told = "python quietly = lambda *words: gdb.write(repr(words) + chr(10))"
+    link = commands(f'set $dumpfs = "{tmp_path}"')
+    said = gdb(*link, "-x", tmp_path / "gdbinit", *commands(told, f"dumpfs modules {tmp_path}/lib"))
+    assert "'-s .bss 0x3000')" in said
+    assert ".data" not in said
 
 
 def test_gdbinit_is_found_by_a_relative_name_and_by_source(folder):

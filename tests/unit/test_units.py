@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dumpfs.units import READABLE, PageState, parse_size, render_size, zeros
+from dumpfs.units import READABLE, PageState, one_word, parse_size, render_size, zeros
 from tests.build.model import Kind
 
 
@@ -57,3 +57,20 @@ def test_only_stored_and_partial_pages_have_content():
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
 def test_zeros_are_as_many_as_asked_for(size):
     assert zeros(size) == bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("zram", "zram"),
+        ("ñ", "ñ"),
+        ("a b", r"a\x20b"),
+        ("\x1b]0;x\x07", r"\x1b]0;x\x07"),
+        ("a\nb", r"a\nb"),
+        ("\u202etxt", r"\u202etxt"),
+        ("\udcff", r"\udcff"),
+        ("", ""),
+    ],
+)
+def test_a_word_stays_one_among_others(text, shown):
+    assert one_word(text) == shown

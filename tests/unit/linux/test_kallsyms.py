@@ -130,6 +130,14 @@ def test_names_of_other_letters_are_read():
     assert [found.name(index) for index in range(len(found))] == [name for _, _, name in found]
 
 
+def test_names_are_fit_for_a_terminal():
+    memory, tables, symbols = put_tables("relative")
+    at = tables.data.index(b"\0n\0", tables.places["token_table"] - tables.start) + 1
+    memory.write(tables.start + at, b"\x1b")
+    found = read(memory, tables)
+    assert [name for _, _, name in found] == [name.replace("n", r"\x1b") for _, _, name in symbols]
+
+
 def small() -> Kallsyms:
     rows = [
         (0, "A", "pcpu"),

@@ -113,6 +113,21 @@ def test_exported_symbols_have_upper_case_types():
     ]
 
 
+def test_names_are_fit_for_a_terminal_and_a_line_of_words():
+    memory, types, module, _ = with_symbols()
+    strtab = FIRST + 0x9800
+    memory.write(strtab, b"\0op\x1bn\0c\nose\0\xff a\0")
+    assert [name for _, _, name in module_symbols(memory.space, types, module)] == [
+        r"op\x1bn",
+        r"c\nose",
+        r"\udcff\x20a",
+    ]
+    memory.write(module.vaddr + 24, b"z\x1b[31m\nfake 9\0")
+    found = read_modules(memory.space, types, HEAD, [])
+    assert [m.name for m in found] == [r"z\x1b[31m\nfake\x209", "zsmalloc"]
+    assert found[1].users[0] == found[0].name
+
+
 @pytest.mark.parametrize("count", [1 << 31, 5_000_000, 100_000])
 def test_impossible_number_of_symbols_is_an_error(count):
     memory, types, module, tables = with_symbols()
