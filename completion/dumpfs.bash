@@ -1,6 +1,6 @@
 # bash completion for dumpfs(1) and mount.dumpfs(8)
 #
-# Needs bash 4.2 and nothing else. Words come from the tables below; tests compare them with the command's own.
+# Needs bash 4.4 and nothing else. Words come from the tables below; tests compare them with the command's own.
 
 _dumpfs_verbs='mount umount info cat dmesg write check'
 
@@ -40,114 +40,157 @@ declare -gA _dumpfs_values=(
 # Files of the tree.
 _dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg gdb/extra.symbols gdb/modules.json gdbinit hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcore-kern vmcore-tasks vmcoreinfo vmlinux'
 
-# The word left of the cursor as the shell will see it: COMP_WORDS is cut at = and : too.
-_dumpfs_word() {
-    local line=${COMP_LINE:0:COMP_POINT}
-    printf '%s' "${line##*[[:space:]]}"
+# File names and mount points are a stranger's: they are compared as they are, never given to compgen -W or anything else
+# that expands its words, and quoted here. (Readline would quote file names, but only those that it still finds there.)
+
+# Cuts the line left of the cursor into words, as the shell would: sets _dumpfs_words to what they say without their
+# quotes, and _dumpfs_kept to how much of the last one stands before the last character at which readline begins anew.
+# Fails within quotes: what is inserted there would be quoted twice.
+_dumpfs_cut() {
+    local line=${COMP_LINE:0:COMP_POINT} char quote='' word='' inside=0 i
+    _dumpfs_words=() _dumpfs_kept=0
+    for ((i = 0; i < ${#line}; i++)); do
+        char=${line:i:1}
+        if [[ $quote == "'" || $quote == '"' ]] && [[ $char == "$quote" ]]; then
+            quote=''
+        elif [[ $quote == "'" ]]; then
+            word+=$char
+        elif [[ $char == \\ ]]; then
+            i=$((i + 1)) inside=1
+            [[ $quote == '"' && ${line:i:1} != [\"\\\$\`] ]] && word+=\\
+            word+=${line:i:1}
+        elif [[ $quote == '"' ]]; then
+            word+=$char
+        elif [[ $char == "'" || $char == '"' ]]; then
+            quote=$char inside=1
+        elif [[ $char == [[:space:]] ]]; then
+            ((inside)) && _dumpfs_words+=("$word")
+            word='' inside=0 _dumpfs_kept=0
+        else
+            word+=$char inside=1
+            [[ $char == [=:] && $COMP_WORDBREAKS == *"$char"* ]] && _dumpfs_kept=${#word}
+        fi
+    done
+    _dumpfs_words+=("$word")
+    [[ -z $quote ]]
 }
 
-# Offers the words of $1 (whole words, which replace $2) that begin with $2.
+# Offers those of the words $2... that begin with $1, which they replace.
 _dumpfs_offer() {
-    local cur=$2 prefix='' word
-    # readline replaces only what follows the last break character.
-    if [[ $COMP_WORDBREAKS == *=* && $cur == *=* ]]; then
-        prefix=${cur%"${cur##*=}"}
-    fi
-    COMPREPLY=()
-    while IFS= read -r word; do
-        COMPREPLY+=("${word#"$prefix"}")
-    done < <(compgen -W "$1" -- "$cur")
+    local cur=$1 word quoted
+    shift
+    for word; do
+        [[ $word == "$cur"* ]] || continue
+        printf -v quoted %q "${word:_dumpfs_kept}"
+        [[ $quoted == "''" ]] && quoted=''
+        # Commas mean something only within braces, which are quoted.
+        [[ $quoted == \$* ]] || quoted=${quoted//\\,/,}
+        COMPREPLY+=("$quoted")
+    done
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=/] ]]; then
         compopt -o nospace 2>/dev/null
     fi
 }
 
-# Offers what may stand behind -o: $1 are the names, $2 is the word so far, for instance ro,holes=z
-_dumpfs_offer_options() {
-    local names=$1 cur=$2 last=${2##*,} before=${2%"${2##*,}"} word words=''
-    if [[ $last != *=* ]]; then
-        for word in $names; do
-            words+=" $before$word"
-        done
-        _dumpfs_offer "$words" "$cur"
-        return
-    fi
-    local name=${last%%=*} value=${last#*=} action=()
-    case ${_dumpfs_values[$name]-} in
-        FILE) action=(-f); compopt -o filenames 2>/dev/null ;;
-        USER) action=(-u) ;;
-        GROUP) action=(-g) ;;
-        *) action=(-W "${_dumpfs_values[$name]-}") ;;
-    esac
-    while IFS= read -r word; do
-        words+=" $before$name=$word"
-    done < <(compgen "${action[@]}" -- "$value")
-    _dumpfs_offer "$words" "$cur"
+# Offers the files whose names begin with $2; $1 stands before the name in the same word.
+_dumpfs_offer_files() {
+    local before=$1 begin=$2 path shown paths=()
+    path=$begin
+    [[ $path == \~/* ]] && path=$HOME${path:1}
+    while IFS= read -r -d '' shown; do
+        [[ -d $shown ]] && shown+=/
+        paths+=("$before$begin${shown:${#path}}")
+    done < <(shopt -s nullglob; set +f; for shown in "$path"*; do printf '%s\0' "$shown"; done)
+    _dumpfs_offer "$before$begin" "${paths[@]}"
 }
 
-# Offers the mount points of dumps.
+# Offers what may stand behind -o: $1 is the word so far, for instance ro,holes=z; $2... are the names.
+_dumpfs_offer_options() {
+    local cur=$1 last=${1##*,} before=${1%"${1##*,}"} word words=()
+    shift
+    if [[ $last != *=* ]]; then
+        _dumpfs_offer "$cur" "${@/#/"$before"}"
+        return
+    fi
+    local name=${last%%=*} value=${last#*=}
+    [[ $name == *[!a-z_]* || -z $name ]] && return
+    case ${_dumpfs_values[$name]-} in
+        FILE) _dumpfs_offer_files "$before$name=" "$value"; return ;;
+        USER) mapfile -t words < <(compgen -u -- "$value") ;;
+        GROUP) mapfile -t words < <(compgen -g -- "$value") ;;
+        *) read -ra words <<<"${_dumpfs_values[$name]-}" ;;
+    esac
+    _dumpfs_offer "$cur" "${words[@]/#/"$before$name="}"
+}
+
+# Offers the mount points of dumps that begin with $1. The kernel writes spaces, newlines and backslashes as \ooo.
 _dumpfs_offer_mounts() {
-    local type point _ points=''
+    local type point _ points=()
     while read -r _ point type _; do
-        [[ $type == fuse.dumpfs ]] && points+=" $point"
-    done </proc/self/mounts
-    _dumpfs_offer "$points" "$1"
+        [[ $type == fuse.dumpfs ]] || continue
+        printf -v point %b "${point//\\/\\0}."
+        points+=("${point%.}")
+    done <"${_dumpfs_mounts:-/proc/self/mounts}"
+    _dumpfs_offer "$1" "${points[@]}"
 }
 
 _dumpfs() {
-    local cur prev=${COMP_WORDS[COMP_CWORD-1]} verb='' word i words=0 skip=0
-    cur=$(_dumpfs_word)
+    local IFS=$' \t\n' _dumpfs_words=() _dumpfs_kept=0 names=() verb='' word i count=0 skip=0
     COMPREPLY=()
-    for ((i = 1; i < COMP_CWORD; i++)); do
-        word=${COMP_WORDS[i]}
+    _dumpfs_cut || return
+    local cur=${_dumpfs_words[-1]}
+    for ((i = 1; i < ${#_dumpfs_words[@]} - 1; i++)); do
+        word=${_dumpfs_words[i]}
         if [[ -z $verb ]]; then
             [[ $word == -* ]] || verb=$word
         elif ((skip)); then
             skip=0
         elif [[ " $_dumpfs_takes_value " == *" $word "* ]]; then
             skip=1
-        elif [[ $word != -* && $word != = ]]; then
-            words=$((words + 1))
+        elif [[ $word != -* ]]; then
+            count=$((count + 1))
         fi
     done
     if [[ -z $verb ]]; then
-        _dumpfs_offer "$_dumpfs_verbs --help --version" "$cur"
-        return
+        read -ra names <<<"$_dumpfs_verbs --help --version"
+        _dumpfs_offer "$cur" "${names[@]}"
+    elif [[ " $_dumpfs_verbs " == *" $verb "* ]]; then
+        _dumpfs_complete_verb "$verb" "$cur" "${_dumpfs_words[-2]}" "$count"
     fi
-    _dumpfs_complete_verb "$verb" "$cur" "$prev" "$words"
 }
 
 # $1 verb, $2 the word so far, $3 the word before, $4 how many files stand before it
 _dumpfs_complete_verb() {
-    local verb=$1 cur=$2 prev=$3 words=$4 names=$_dumpfs_reading
-    [[ $verb == mount ]] && names+=" $_dumpfs_mounting"
-    # Bash cuts -o holes=z in three words: the one before the cursor tells nothing, the line does.
-    local before=${COMP_LINE:0:COMP_POINT-${#cur}}
-    before=${before%"${before##*[![:space:]]}"}
-    if [[ ${before##*[[:space:]]} == -o ]]; then
-        _dumpfs_offer_options "$names" "$cur"
+    local verb=$1 cur=$2 prev=$3 count=$4 names=()
+    if [[ $prev == -o ]]; then
+        read -ra names <<<"$_dumpfs_reading"
+        [[ $verb == mount ]] && read -ra names <<<"$_dumpfs_reading $_dumpfs_mounting"
+        _dumpfs_offer_options "$cur" "${names[@]}"
     elif [[ $cur == -* ]]; then
-        _dumpfs_offer "${_dumpfs_flags[$verb]-}" "$cur"
+        read -rd '' -a names <<<"${_dumpfs_flags[$verb]}"
+        _dumpfs_offer "$cur" "${names[@]}"
     elif [[ $prev == --offset || $prev == --count || $prev == --jobs ]]; then
         return
     elif [[ $verb == umount ]]; then
         _dumpfs_offer_mounts "$cur"
-    elif [[ $verb == cat && $words -gt 0 ]]; then
-        _dumpfs_offer "$_dumpfs_views" "$cur"
+    elif [[ $verb == cat && $count -gt 0 ]]; then
+        read -ra names <<<"$_dumpfs_views"
+        _dumpfs_offer "$cur" "${names[@]}"
     fi
     # Nothing found: readline completes file names, as "complete -o default" below asks for.
 }
 
 _mount_dumpfs() {
-    local cur before
-    cur=$(_dumpfs_word)
-    before=${COMP_LINE:0:COMP_POINT-${#cur}}
-    before=${before%"${before##*[![:space:]]}"}
+    local IFS=$' \t\n' _dumpfs_words=() _dumpfs_kept=0 names=()
     COMPREPLY=()
-    if [[ ${before##*[[:space:]]} == -o ]]; then
-        _dumpfs_offer_options "$_dumpfs_reading $_dumpfs_mounting" "$cur"
+    _dumpfs_cut || return
+    local cur=${_dumpfs_words[-1]}
+    if [[ ${#_dumpfs_words[@]} -gt 1 && ${_dumpfs_words[-2]} == -o ]]; then
+        read -ra names <<<"$_dumpfs_reading $_dumpfs_mounting"
+        _dumpfs_offer_options "$cur" "${names[@]}"
     elif [[ $cur == -* ]]; then
-        _dumpfs_offer "$_mount_dumpfs_flags" "$cur"
+        read -ra names <<<"$_mount_dumpfs_flags"
+        _dumpfs_offer "$cur" "${names[@]}"
     fi
 }
 
