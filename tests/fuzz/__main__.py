@@ -1,5 +1,5 @@
 """usage: python -m tests.fuzz [--seconds N | --cases N] [--jobs N] [--folder F] [BASE ...]
-       python -m tests.fuzz --replay BASE:NUMBER | --shrink BASE:NUMBER | --list
+python -m tests.fuzz --replay BASE:NUMBER | --shrink BASE:NUMBER | --list
 """
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ class Outcome:
     stage: str = ""
 
 
-def drive(
-    path: Path, name: str, seed: int, outcome: Outcome, *, seldom: bool, report: Callable[[str], None]
-) -> None:
+def drive(path: Path, name: str, seed: int, outcome: Outcome, *, seldom: bool, report: Callable[[str], None]) -> None:
     """Do with the file what the seed says.
 
     Args:
