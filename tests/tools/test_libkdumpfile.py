@@ -11,6 +11,7 @@ import pytest
 
 from dumpfs.formats import open_image
 from dumpfs.units import PageState
+from dumpfs.vfs.context import Dump
 from tests.build import notes
 from tests.build.kdump import KdumpSpec, build_kdump
 from tests.property.samples import memory
@@ -98,6 +99,15 @@ def test_the_sample_compressed(data, tmp_path, option):
         timeout=120,
     )
     assert compare(out, 3) > 1000
+
+
+def test_our_core_of_the_sample(data, tmp_path):
+    core = tmp_path / "vmcore"
+    with Dump.open([str(data("mkd-raw-d31.kdump"))]) as dump, core.open("wb") as out:
+        node = dump.tree.lookup_path("vmcore")
+        for offset in range(0, node.size(), 1 << 20):
+            out.write(node.read(offset, 1 << 20))
+    assert compare(core) > 10_000
 
 
 @pytest.mark.slow

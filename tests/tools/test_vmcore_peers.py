@@ -88,6 +88,17 @@ def test_makedumpfile_reads_the_log(name, log, corpus, core, tmp_path):
     assert (tmp_path / "log").read_bytes() == corpus(log).read_bytes()
 
 
+def test_vmcore_dmesg_prints_the_log(data, tmp_path):
+    # It indents the further lines of a record another way.
+    tool = need("vmcore-dmesg")
+    target = tmp_path / "vmcore"
+    with Dump.open([str(data("mkd-raw-d31.kdump"))]) as dump:
+        node = dump.tree.lookup_path("vmcore")
+        target.write_bytes(node.read(0, node.size()))
+    words = [line.split() for line in data("mkd.log.expected").read_text().splitlines() if line.strip()]
+    assert [line.split() for line in run(tool, target).splitlines() if line.strip()] == words
+
+
 def crash(vmlinux: Path, dump: Path, folder: Path) -> list[str]:
     """Output of crash without what names the file."""
     (folder / "commands").write_text("sys\nlog\nbt -a\nquit\n")

@@ -114,6 +114,12 @@ def test_a_modules_per_cpu_variables_have_their_section(corpus):
         assert b"0000000000034000 a zs_map_area\t[zsmalloc]\n" in read(dump, "kallsyms")
 
 
+def test_the_readme_warns_of_the_script_that_would_undo_ours(dump):
+    readme = " ".join(read(dump, "README").decode().split())
+    assert "scripts for gdb work with it, but for lx-symbols" in readme
+    assert "use `dumpfs modules DIRECTORY`" in readme
+
+
 def test_without_modules_there_is_an_empty_list(inspector):
     inspector.know("modules", ViewError("the kernel has no symbol modules"))
     assert collect_modules(inspector) == []
