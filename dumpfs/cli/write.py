@@ -94,7 +94,14 @@ class _Stop:
         return self.reason
 
     def heard(self, number: int, frame: FrameType | None) -> None:
-        """Handler of SIGINT, SIGTERM and SIGHUP."""
+        """Handler of SIGINT, SIGTERM and SIGHUP. What waits for a pipe does not look: the second signal ends us."""
+        if self.reason:
+            from multiprocessing import active_children
+
+            for worker in active_children():
+                worker.kill()  # it may wait for the same pipe
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         self.reason = f"ended by {signal.Signals(number).name}"
 
 

@@ -9,16 +9,19 @@ Source: makedumpfile common.h (the flattened format).
 from __future__ import annotations
 
 import os
+import select
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from dumpfs.elf.structs import DUMP_ELF_INCOMPLETE, EHDR, ELF_MAGIC, elf_abi
-from dumpfs.errors import CorruptDumpError, SourceError, UnknownFormatError
+from dumpfs.errors import CorruptDumpError, IncompleteDumpError, SourceError, UnknownFormatError
 from dumpfs.formats.kdump.header import DUMP_DH_COMPRESSED_INCOMPLETE, MAIN, SIGNATURE
 from dumpfs.structs import LE64, Abi
 from dumpfs.writer.bytesink import FLAT_HEADER_SIZE, FLAT_SIGNATURE, PlainSink
 
+_POLL_SECONDS = 0.2
+"""Between two looks whether to stop, while nothing comes."""
 _RECORD = struct.Struct(">qq")
 _COPY_BYTES = 1 << 20
 _HEAD_BYTES = 512
@@ -100,7 +103,7 @@ class Rearranger:
         cause = ""
         try:
             cause = self._apply_all()
-        except SourceError as exc:
+        except (SourceError, IncompleteDumpError) as exc:
             cause = exc.message
         if not cause and self._head:
             self._out.sync()
@@ -145,9 +148,17 @@ class Rearranger:
         return marked[offset : offset + len(part)] + data[len(part) :]
 
     def _read(self, size: int) -> bytes:
-        """`size` bytes, fewer only where the stream ends."""
+        """`size` bytes, fewer only where the stream ends.
+
+        Raises:
+            SourceError: it cannot be read.
+            IncompleteDumpError: stopped while nothing came.
+        """
         pieces = []
         while size:
+            while not select.select([self._fd], [], [], _POLL_SECONDS)[0]:
+                if reason := self._stop():
+                    raise IncompleteDumpError(reason)
             try:
                 data = os.read(self._fd, size)
             except OSError as exc:

@@ -1,7 +1,7 @@
 """The file a dump becomes: DST.partial while it is written, DST when it is whole.
 
 A device, a pipe or standard output is written directly. An existing DST is never opened for writing: with `force` it is
-replaced by the finished rename, and until then it is what it was.
+replaced by the finished rename, and until then it is what it was. See `claim` for what may have DST.partial's name.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import errno
 import os
 import stat
 import sys
+import time
+from collections.abc import Callable
 
-from dumpfs.errors import SourceError, UsageError, WriteError
+from dumpfs.errors import DumpfsError, IncompleteDumpError, SourceError, UsageError, WriteError
+from dumpfs.writer.claim import create_own, is_named, need_named, need_trusted, open_own, rename_new, replace_own
 from dumpfs.writer.resume import is_flagged
 from dumpfs.writer.uncached import UncachedFile
 
@@ -19,6 +22,8 @@ PARTIAL_SUFFIX = ".partial"
 STDOUT = "-"
 _NULL_DEVICE = (1, 3)
 """Major and minor number of /dev/null."""
+_POLL_SECONDS = 0.05
+"""Between two looks whether a pipe has a reader."""
 
 
 class Target:
@@ -28,17 +33,22 @@ class Target:
         path: DST, or '-' for standard output.
         force: an existing DST may be replaced.
         resume: continue DST.partial.
+        stop: asked while a pipe without a reader is waited for; the reason to stop, or ''.
 
     Raises:
-        UsageError: DST exists, or there is nothing to resume.
-        WriteError: it cannot be opened.
+        UsageError: DST exists, there is nothing to resume, or it is not ours to write.
+        WriteError: it cannot be opened, or another writer has it.
+        IncompleteDumpError: stopped.
     """
 
-    def __init__(self, path: str, *, force: bool = False, resume: bool = False) -> None:
+    def __init__(
+        self, path: str, *, force: bool = False, resume: bool = False, stop: Callable[[], str] = str
+    ) -> None:
         self.path = path
         self.direct = False
         """Whether DST itself is written: a device, a pipe, standard output."""
         self.seekable = True
+        self._force = force
         self._renamed = False
         self._uncached: UncachedFile | None = None
         if path == STDOUT:
@@ -49,40 +59,66 @@ class Target:
         kind = _kind(path)
         if kind is not None and not stat.S_ISREG(kind):
             self.direct = True
-            self.fd = self._open(path, os.O_WRONLY if not stat.S_ISBLK(kind) else os.O_RDWR)
+            need_trusted(path)
+            self.fd = _open_direct(path, kind, stop)
             self._look(resume)
             return
         self.partial = path + PARTIAL_SUFFIX
-        if resume and kind is not None and _kind(self.partial) is None and is_flagged(path):
-            os.rename(path, self.partial)  # an incomplete dump had taken DST's name
-            self._renamed = True
-            kind = None
-        if kind is not None and not force:
-            raise UsageError(f"{path} exists", hint="-f replaces it once the new dump is complete")
-        flags = os.O_RDWR if resume else os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self._refuse_another(resume, force)
-        self.fd = self._open(self.partial, flags)
+        self.fd = self._resumed(kind) if resume else self._begun(kind)
 
-    def _refuse_another(self, resume: bool, force: bool) -> None:
-        """A .partial that is left of an earlier run is worth something: it is not overwritten silently."""
-        kind = _kind(self.partial)
-        if kind is None:
-            if resume:
-                raise UsageError(f"there is no {self.partial} to resume", hint="leave --resume out to begin anew")
-            return
-        if not stat.S_ISREG(kind):
-            raise UsageError(f"{self.partial} exists and is not a file")
-        if not resume and not force:
-            raise UsageError(
-                f"{self.partial} is left of an earlier run",
-                hint="--resume continues it; -f begins anew; or remove it",
-            )
-
-    def _open(self, path: str, flags: int) -> int:
+    def _begun(self, kind: int | None) -> int:
+        if self._force:
+            return replace_own(self.partial)
+        if kind is not None:
+            raise self._exists()
         try:
-            return os.open(path, flags | os.O_CLOEXEC, 0o600)
+            fd = create_own(self.partial)
+        except FileExistsError:
+            raise self._left() from None
+        if os.path.lexists(self.path):  # another writer has finished since we looked
+            os.unlink(self.partial)
+            os.close(fd)
+            raise self._exists()
+        return fd
+
+    def _exists(self) -> UsageError:
+        return UsageError(f"{self.path} exists", hint="-f replaces it once the new dump is complete")
+
+    def _left(self) -> DumpfsError:
+        """Why a .partial that is there is not overwritten: left of an earlier run, it is worth something."""
+        try:
+            if not stat.S_ISREG(os.lstat(self.partial).st_mode):
+                return UsageError(f"{self.partial} exists and is not a file")
+            os.close(open_own(self.partial))  # or the error that another writer has it
+        except FileNotFoundError:
+            return WriteError(f"{self.partial}: another writer has just finished", hint="one writer at a time")
+        return UsageError(
+            f"{self.partial} is left of an earlier run", hint="--resume continues it; -f begins anew; or remove it"
+        )
+
+    def _resumed(self, kind: int | None) -> int:
+        if os.path.lexists(self.partial):
+            if kind is not None and not self._force:
+                raise self._exists()
+            return self._open_own(self.partial)
+        if kind is None or not is_flagged(self.path):
+            if kind is not None and not self._force:
+                raise self._exists()
+            raise UsageError(f"there is no {self.partial} to resume", hint="leave --resume out to begin anew")
+        fd = self._open_own(self.path)  # an incomplete dump had taken DST's name
+        try:
+            rename_new(self.path, self.partial)
         except OSError as exc:
-            raise WriteError(f"{path}: cannot be written: {exc.strerror}") from exc
+            os.close(fd)
+            raise WriteError(f"{self.partial}: {exc.strerror}") from exc
+        self._renamed = True
+        return fd
+
+    def _open_own(self, path: str) -> int:
+        try:
+            return open_own(path)
+        except FileNotFoundError:
+            raise WriteError(f"{path}: another process has just taken it away", hint="one writer at a time") from None
 
     def _look(self, resume: bool) -> None:
         if resume:
@@ -104,8 +140,17 @@ class Target:
                     os.fsync(self.fd)
                 return
             os.fsync(self.fd)
-            os.rename(self.partial, self.path)
+            need_named(self.fd, self.partial)
+            if self._force:
+                os.rename(self.partial, self.path)
+            else:
+                rename_new(self.partial, self.path)
             self._sync_folder()
+        except FileExistsError as exc:
+            raise WriteError(
+                f"{self.path}: appeared while the dump was written",
+                hint=f"the dump is whole and is called {self.partial}",
+            ) from exc
         except OSError as exc:
             raise WriteError(f"{self.path}: cannot be finished: {exc.strerror}") from exc
 
@@ -114,22 +159,15 @@ class Target:
 
         It takes DST's name when there is no DST, so that a crash kernel's script finds what there is.
         """
-        if self.direct:
+        if self.direct or not is_named(self.fd, self.partial):
             return self.name
         try:
             os.fsync(self.fd)
-            # link() refuses to replace a DST that has appeared meanwhile, which rename() would not.
-            os.link(self.partial, self.path)
-            os.unlink(self.partial)
+            rename_new(self.partial, self.path)  # never over a DST that has appeared meanwhile
             self._sync_folder()
-            return self.path
-        except FileExistsError:
-            return self.partial
-        except OSError as exc:
-            if exc.errno in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK) and _kind(self.path) is None:
-                os.rename(self.partial, self.path)  # a file system without hard links
-                return self.path
-            return self.partial
+        except OSError:
+            return self.path if is_named(self.fd, self.path) else self.partial
+        return self.path
 
     def _sync_folder(self) -> None:
         try:
@@ -146,7 +184,7 @@ class Target:
 
     def discard(self) -> None:
         """Remove what was begun, when nothing worth keeping is in it."""
-        if not self.direct:
+        if not self.direct and is_named(self.fd, self.partial):
             try:
                 os.unlink(self.partial)
             except OSError:
@@ -154,8 +192,11 @@ class Target:
 
     def restore(self) -> None:
         """Give an incomplete dump that was not continued the name back that it had."""
-        if self._renamed and _kind(self.path) is None:
-            os.rename(self.partial, self.path)
+        if self._renamed and is_named(self.fd, self.partial):
+            try:
+                rename_new(self.partial, self.path)
+            except OSError:
+                return  # something else is called so by now
 
     def open_uncached(self) -> UncachedFile | None:
         """The way past the page cache for a new dump's page data, where there is one."""
@@ -174,11 +215,33 @@ class Target:
         self.fd = -1
 
 
+def _open_direct(path: str, kind: int, stop: Callable[[], str]) -> int:
+    """Open what is no file. A block device that is in use, by a file system or by another writer, is refused."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    if stat.S_ISBLK(kind):
+        flags = os.O_RDWR | os.O_EXCL | os.O_CLOEXEC
+    elif stat.S_ISFIFO(kind):
+        flags |= os.O_NONBLOCK  # else nothing could end us before somebody reads
+    while True:
+        try:
+            fd = os.open(path, flags)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO or not stat.S_ISFIFO(kind):
+                problem = "is in use" if exc.errno == errno.EBUSY else exc.strerror
+                raise WriteError(f"{path}: cannot be written: {problem}") from exc
+        else:
+            os.set_blocking(fd, True)
+            return fd
+        if reason := stop():
+            raise IncompleteDumpError(f"{path}: nobody reads this pipe: {reason}")
+        time.sleep(_POLL_SECONDS)
+
+
 def _kind(path: str) -> int | None:
-    """st_mode of what is at `path`, or None."""
+    """st_mode of what is at `path`, or None; a link that leads nowhere is taken for a file, which it would hide."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:
-        return None
+        return stat.S_IFREG if os.path.islink(path) else None
     except OSError as exc:
         raise SourceError(path, exc.strerror or str(exc)) from exc

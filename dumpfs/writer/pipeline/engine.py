@@ -40,6 +40,8 @@ _UNFLUSHED = 32
 _TICK = 0.25
 """Seconds between two looks at whether to stop, and how long descriptors may wait to be written."""
 
+_STALLED_SECONDS = 2.0
+"""How long a stream's reader may take for what was begun when writing is to stop."""
 _SALVAGE_SECONDS = 10.0
 """How long workers may take, after a failure, to write what they were told to."""
 
@@ -84,6 +86,8 @@ class Totals:
     """Why writing ended early, or ''."""
     errno: int = 0
     """Of the failed write, or 0."""
+    stalled: bool = False
+    """Whether a stream was given up amid a record: nothing can follow in it."""
 
 
 @dataclass(slots=True)
@@ -159,7 +163,8 @@ class Pipeline:
             try:
                 self._loop(iter(jobs))
             except BaseException:
-                self._salvage()
+                if not self.totals.stalled:
+                    self._salvage()
                 raise
             self._flush()
         except _Failure as exc:
@@ -208,11 +213,15 @@ class Pipeline:
 
     def _loop(self, jobs: Iterator[Job]) -> None:
         more = self._issue(jobs)
-        stopping = ""
+        stopping, patience = "", 0.0
         while self._committed < self._issued or more:
             ready = self._selector.select(_TICK)
-            stopping = stopping or self.stop()
+            if not stopping:
+                stopping, patience = self.stop(), time.monotonic() + _STALLED_SECONDS
             if stopping and self._committed == self._placed:
+                raise _Failure(stopping)
+            if stopping and time.monotonic() > patience and not all(sink.out.concurrent for sink in self.sinks):
+                self.totals.stalled = True
                 raise _Failure(stopping)
             for key, _ in ready:
                 self._receive(self._workers[key.data])

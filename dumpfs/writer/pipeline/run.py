@@ -282,7 +282,7 @@ def _write(request: WriteRequest, plan: WritePlan, hooks: Hooks, report: WriteRe
     begun = False
     try:
         for path in request.outputs:
-            targets.append(Target(path, force=request.force, resume=request.resume))
+            targets.append(Target(path, force=request.force, resume=request.resume, stop=hooks.stop))
         sinks = _open_sinks(request, plan, targets)
         hooks.started(plan)
         starts = _begin(request, sinks, targets)
@@ -363,7 +363,7 @@ def _finish(report: WriteReport, sinks: Sequence[KdumpSink | ElfSink], targets: 
     cause = report.totals.cause
     pairs = list(zip(sinks, targets, strict=True))
     try:
-        for sink in sinks:
+        for sink in sinks if not report.totals.stalled else ():
             sink.finish(complete=complete)
     except OSError as exc:
         cause = cause or exc.strerror or str(exc)
