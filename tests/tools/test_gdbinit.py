@@ -121,7 +121,7 @@ def linked(vmlinux: Path) -> dict[str, int]:
         return {s.name: s["st_value"] for s in ELFFile(file).get_section_by_name(".symtab").iter_symbols()}
 
 
-@pytest.mark.parametrize("given", ["program", "symbol file", "added", "own symbols"])
+@pytest.mark.parametrize("given", ["program", "symbol file", "added", "moved", "moved elsewhere", "own symbols"])
 def test_symbols_are_where_the_kernel_ran(given, folder, corpus):
     # KASLR moves code and data, but neither per-CPU variables, which are offsets, nor constants.
     here, vmlinux = folder(KASLR_CRASH), corpus("tiny/vmlinux")
@@ -129,17 +129,20 @@ def test_symbols_are_where_the_kernel_ran(given, folder, corpus):
     if given != "own symbols":
         stays += ["phys_startup_64", "L4_PAGE_OFFSET"]
         moves.append("init_per_cpu__gdt_page")
+    symbols = linked(vmlinux)
+    offset = int(re.search(r"KERNELOFFSET=(\w+)", (here / "vmcoreinfo").read_text())[1], 16)
+    assert offset
     before = {
         "program": [vmlinux],
         "symbol file": commands(f"symbol-file {vmlinux}"),
         "added": commands(f"add-symbol-file {vmlinux} 0xffffffff81000000"),
+        "moved": commands(f"symbol-file -o {offset} {vmlinux}"),
+        "moved elsewhere": commands(f"symbol-file -o 4096 {vmlinux}"),
         "own symbols": [],
     }[given]
     asked = [f"p/x (unsigned long)&{name}" for name in stays + moves]
-    said = gdb(*before, "-x", here / "gdbinit", *commands(*asked, "python print(len(gdb.objfiles()))"))
-    symbols = linked(vmlinux)
-    offset = int(re.search(r"KERNELOFFSET=(\w+)", (here / "vmcoreinfo").read_text())[1], 16)
-    assert offset
+    again = [] if given == "own symbols" else ["-x", here / "gdbinit"]
+    said = gdb(*before, "-x", here / "gdbinit", *again, *commands(*asked, "python print(len(gdb.objfiles()))"))
     assert values(said) == [symbols[name] for name in stays] + [symbols[name] + offset for name in moves]
     assert said.splitlines()[-1] == ("1" if given == "own symbols" else "3")  # the vmlinux, constants, what it lacks
 
@@ -173,6 +176,7 @@ def test_a_vmlinux_without_section_headers_is_told_of(folder, corpus, tmp_path):
     bare.write_bytes(data)
     said = gdb("-x", folder(KASLR_CRASH) / "gdbinit", *commands("bt"), bare)
     assert "Traceback" not in said
+    assert "no symbols by which to tell where the kernel ran" in said
 
 
 def test_every_stack_ends_at_an_entry_of_the_kernel(folder):

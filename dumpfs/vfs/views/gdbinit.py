@@ -36,6 +36,8 @@ _ARCHITECTURES: Mapping[str, str] = {
 """uname -m to gdb's name."""
 _LANDMARKS = ("_stext", "_text", "linux_banner", "init_task")
 """Symbols by which to tell how far a vmlinux lies from where the kernel ran, surest first."""
+_PER_CPU = "__per_cpu_start"
+"""Begin of the per-CPU variables; at 0 they are offsets, which KASLR does not move."""
 _NO_CPU = 0xFFFFFFFF
 _EXAMPLE = "/mnt"
 _T = TypeVar("_T")
@@ -112,7 +114,7 @@ def render_gdbinit(inspector: Inspector) -> bytes:
         "VERSION": __version__,
         "RELEASE": _printable(kernel.release) or "unknown version",
         "OFFSET": hex(kernel.kaslr_offset or 0),
-        "PERCPU": " -s .data..percpu 0" if _symbol(inspector, "__per_cpu_start") == 0 else "",
+        "PERCPU": " -s .data..percpu 0" if _symbol(inspector, _PER_CPU) == 0 else "",
         "FACTS": repr(json.dumps(collect_facts(inspector), separators=(",", ":"))),
     }
     # In one pass: a dump may have a task called "@COMMANDS@".
@@ -133,6 +135,7 @@ def collect_facts(inspector: Inspector) -> dict[str, object]:
         "build_id": kernel.build_id,
         "architecture": _ARCHITECTURES.get(kernel.machine),
         "landmarks": [[name, address] for name in _LANDMARKS if (address := _symbol(inspector, name)) is not None],
+        "fixed": [[_PER_CPU, 0]] if _symbol(inspector, _PER_CPU) == 0 else [],
         "page_size": kernel.page_size,
         "linear": [[rule.vaddr, rule.size, rule.paddr] for rule in kernel.space.linear] if kernel.space else [],
         "page_tables": _page_tables(inspector),
