@@ -145,6 +145,10 @@ def _main(argv: Sequence[str]) -> int:
         where = f"{exc.filename}: " if exc.filename is not None else ""
         warn(f"{where}{exc.strerror or exc}")
         return DumpfsError.exit_code
+    except MemoryError:
+        silence_stdout()
+        warn("not enough memory for what the dump asks for")
+        return DumpfsError.exit_code
     except KeyboardInterrupt:
         silence_stdout()
         return 128 + signal.SIGINT

@@ -25,7 +25,7 @@ from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.frames import Frame
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.kallsyms import Kallsyms
-from dumpfs.linux.modules import Module, module_symbols
+from dumpfs.linux.modules import Module, SymbolBudget, module_symbols
 from dumpfs.linux.records import note_problem
 
 USER_MODE = "<user mode>"
@@ -115,9 +115,10 @@ def _read_modules(inspector: Inspector) -> list[tuple[Module, Rows]]:
     except DumpfsError as exc:
         note_problem(inspector.problems, f"vmlinux: without modules: {exc}")
         return found
+    budget = SymbolBudget()
     for module in modules:
         try:
-            rows = module_symbols(inspector.space, inspector.types, module)
+            rows = module_symbols(inspector.space, inspector.types, module, budget)
         except DumpfsError as exc:
             note_problem(inspector.problems, f"vmlinux: without symbols of module {module.name}: {exc}")
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -95,3 +96,16 @@ def spawn(target: Callable[[], int], *, on_parent_death: signal.Signals, guardia
         _LOG.exception("unexpected error in process %d", os.getpid())
     finally:
         os._exit(code)
+
+
+def limit_memory(nbytes: int) -> None:
+    """Have this process fail when it asks for more than `nbytes` on top of what it has.
+
+    Else the system would choose a process to kill, and not always the one that takes all memory.
+    """
+    with open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = used + nbytes
+    if (soft == resource.RLIM_INFINITY or soft > limit) and (hard == resource.RLIM_INFINITY or hard >= limit):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

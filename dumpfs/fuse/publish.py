@@ -34,7 +34,7 @@ from contextlib import contextmanager
 
 from dumpfs.errors import DumpfsError
 from dumpfs.fuse.eventloop import EventLoop
-from dumpfs.fuse.process import end_unless_adopted, is_alive, render_exit, spawn
+from dumpfs.fuse.process import end_unless_adopted, is_alive, limit_memory, render_exit, spawn
 from dumpfs.fuse.rows import TAKEN, UNSETTLED, Row, State
 from dumpfs.vfs.node import Node
 
@@ -50,6 +50,8 @@ _ORPHANED = signal.SIGUSR1
 _STANDBY_SECONDS = 2.0
 """How long a process stands by; gdb takes a tenth of that from the script to what the script asks for."""
 _STANDBY_POLL_SECONDS = 0.002
+_HELPER_BYTES = 2 << 30
+"""What a helper may take on top of what it has, before the file is given up."""
 _MAX_TRIES = 3
 """Helpers that may die over one file before it is given up."""
 
@@ -182,6 +184,7 @@ class Publisher:
     def _build(self, node: Node, supervisor: int, *, asked: bool = True) -> int:
         """Build a file and publish it."""
         self._update(node.ino, State.BUILDING, pid=os.getpid())  # who started us may die before it can say so
+        limit_memory(_HELPER_BYTES)
         try:
             data = node.build()
         except DumpfsError as exc:
@@ -190,6 +193,9 @@ class Publisher:
                 return 0
             _LOG.warning("%s", exc.message)
             self._finish(node.ino, State.FAILED, exc.message.encode("utf-8", "backslashreplace"), exc.errno)
+        except MemoryError:
+            _LOG.error("not enough memory to build inode %#x", node.ino)
+            self._finish(node.ino, State.FAILED, b"not enough memory to build it", errno.ENOMEM)
         except Exception:  # noqa: BLE001  # the waiting requests must hear of it
             _LOG.exception("unexpected error while building inode %#x", node.ino)
             self._finish(node.ino, State.FAILED, b"building failed unexpectedly; see the log", errno.EIO)

@@ -20,7 +20,7 @@ from dumpfs.linux.types import Member, MissingTypeError, split_path
 from dumpfs.structs import Abi, Buffer, ByteOrder, Layout
 
 BTF_MAGIC = 0xEB9F
-MAX_BTF = 128 << 20
+MAX_BTF = 64 << 20
 """Bytes; distributions have 4 to 10 MB."""
 _MAX_DEPTH = 32
 """Anonymous structures inside each other, or modifiers in a row; real ones have under 10."""

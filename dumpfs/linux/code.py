@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from dumpfs.errors import DumpfsError
 from dumpfs.linux.kallsyms import Kallsyms, Symbol
-from dumpfs.linux.modules import Module, module_symbols
+from dumpfs.linux.modules import Module, SymbolBudget, module_symbols
 from dumpfs.linux.orc import ENTRY_SIZE, OrcEntry, OrcFormat, OrcTable
 from dumpfs.linux.records import note_problem, read_record
 from dumpfs.linux.types import Types
@@ -58,6 +58,7 @@ class KernelCode:
         )
         """[start, stop) of the kernel's own code."""
         self._module_symbols: dict[int, Kallsyms | None] = {}
+        self._budget = SymbolBudget()
         self._orcs: dict[int, OrcTable | None] = {}
         if orc is not None:
             self._orcs[0] = orc if isinstance(orc, OrcTable) else None
@@ -94,7 +95,7 @@ class KernelCode:
         return found._replace(module=module.name) if found is not None else None
 
     def _read_symbols(self, module: Module) -> Kallsyms:
-        rows = sorted(module_symbols(self._facts.space, self._facts.types, module))
+        rows = sorted(module_symbols(self._facts.space, self._facts.types, module, self._budget))
         # A last symbol without a successor ends with the memory it is in.
         ends = sorted({start + size for start, size in module.ranges})
         rows += [(end, "a", "") for end in ends]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from dumpfs.errors import DumpfsError, FormatError, SourceError, UnknownFormatError
 from dumpfs.linux.btf import MAX_BTF, Btf
 from dumpfs.linux.dwarf import DwarfTypes
-from dumpfs.linux.kallsyms import MAX_SYMBOLS, Kallsyms
+from dumpfs.linux.kallsyms import Kallsyms
 from dumpfs.linux.types import TypeInfo
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _SHT_NOBITS = 8
 _STB_GLOBAL, _STB_WEAK = 1, 2
 _STT_OBJECT, _STT_SECTION, _STT_FILE = 1, 3, 4
 _MAX_STRINGS = 256 << 20
+_MAX_SYMBOLS = 4_000_000
 _MAX_SECTIONS = 1 << 16
 _T = TypeVar("_T")
 
@@ -137,7 +138,7 @@ def _read_symbols(path: str, stream: BinaryIO, elf: ELFFile, shift: int) -> Kall
         raise UnknownFormatError(path, "has no symbols", hint="the vmlinux of a kernel's debug package has them")
     wide = elf.elfclass == 64
     record = struct.Struct(("<" if elf.little_endian else ">") + ("IBBHQQ" if wide else "IIIBBH"))
-    if table["sh_size"] > MAX_SYMBOLS * record.size or strings["sh_size"] > _MAX_STRINGS:
+    if table["sh_size"] > _MAX_SYMBOLS * record.size or strings["sh_size"] > _MAX_STRINGS:
         raise FormatError(path, "too many symbols for a kernel")
     stream.seek(table["sh_offset"])
     data = stream.read(table["sh_size"])

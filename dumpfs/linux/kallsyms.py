@@ -31,10 +31,10 @@ from dumpfs.memory.virtual import AddressSpace
 from dumpfs.units import one_word
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
-MAX_SYMBOLS = 4_000_000
+MAX_SYMBOLS = 1_500_000
 """Real kernels have under 300,000."""
 _MAX_NAMES = 64 << 20
-_MAX_TEXT = 256 << 20
+_MAX_TEXT = 64 << 20
 """Bytes of all names, packed and not; real ones have 2 and 5 MB."""
 _TOKENS = 256
 _MAX_TOKEN_TABLE = 1 << 15

@@ -7,11 +7,10 @@ kernel/panic.c (letters of taint flags).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dumpfs.errors import DumpfsError
-from dumpfs.linux.kallsyms import MAX_SYMBOLS
+from dumpfs.errors import CorruptDumpError, DumpfsError
 from dumpfs.linux.records import Record, note_problem, read_record, walk_list
 from dumpfs.linux.types import Types
 from dumpfs.memory.virtual import AddressSpace
@@ -19,12 +18,37 @@ from dumpfs.units import one_word
 
 _MAX_MODULES = 10_000
 _MAX_USERS = 1_000
-_MAX_STRTAB = 32 << 20
+_MAX_ALL_USERS = 20_000
+"""Of all modules together."""
 _MAX_EXPORTS = 200_000
+_MAX_NAME = 512
+"""KSYM_NAME_LEN, with its NUL; a longer name is cut."""
 _LIVE, _COMING, _GOING, _UNFORMED = range(4)
 _STATES = {_LIVE: "Live", _COMING: "Loading", _GOING: "Unloading"}
 _TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 _MAX_MEMORIES = 16
+
+
+@dataclass(slots=True)
+class SymbolBudget:
+    """What the symbols of all modules may take together: damage can have them all point at the same large table."""
+
+    symbols: int = 500_000
+    """Real systems have some 100,000."""
+    nbytes: int = 128 << 20
+    """Of tables and strings that are read."""
+
+    def take(self, module: Module, symbols: int, nbytes: int) -> None:
+        """Take from what is left.
+
+        Raises:
+            CorruptDumpError: there is less.
+        """
+        if not 0 <= symbols <= self.symbols or not 0 <= nbytes <= self.nbytes:
+            what = f"module {module.name}"
+            raise CorruptDumpError(what, f"{symbols:,} symbols in {nbytes:,} bytes are more than modules can have")
+        self.symbols -= symbols
+        self.nbytes -= nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +91,23 @@ def read_modules(space: AddressSpace, types: Types, head: int, problems: list[st
         MissingTypeError: struct module is not known.
     """
     link = types.offset("module", "list")
-    modules = []
+    modules: list[Module] = []
+    users = 0
     for node in walk_list(space, head, _MAX_MODULES, problems, "list of modules"):
         try:
-            module = _read_module(space, types, node - link, problems)
+            module = _read_module(space, types, node - link, min(_MAX_USERS, _MAX_ALL_USERS - users), problems)
         except DumpfsError as exc:
             note_problem(problems, f"module at {node - link:#x}: {exc}")
             continue
         if module is not None:
             modules.append(module)
+            users += len(module.users)
     return tuple(modules)
 
 
-def _read_module(space: AddressSpace, types: Types, vaddr: int, problems: list[str]) -> Module | None:
+def _read_module(
+    space: AddressSpace, types: Types, vaddr: int, max_users: int, problems: list[str]
+) -> Module | None:
     record = read_record(space, types, "module", vaddr)
     state = _STATES.get(record.value("state"))
     if state is None:
@@ -88,7 +116,7 @@ def _read_module(space: AddressSpace, types: Types, vaddr: int, problems: list[s
     refcount = record.get("refcnt.counter", signed=True)
     users: list[str] = []
     if types.has("module", "source_list"):
-        users = _users(space, types, record, problems)
+        users = _users(space, types, record, max_users, problems)
         if record.get("init") and not record.get("exit"):
             users.append("[permanent]")
     else:
@@ -122,13 +150,13 @@ def _memory_ranges(types: Types, record: Record) -> Iterator[tuple[int, int]]:
             yield start, length
 
 
-def _users(space: AddressSpace, types: Types, record: Record, problems: list[str]) -> list[str]:
+def _users(space: AddressSpace, types: Types, record: Record, limit: int, problems: list[str]) -> list[str]:
     link = types.offset("module_use", "source_list")
     source = types.offset("module_use", "source")
     name = types.member("module", "name")
     users = []
     what = f"users of module {record.text('name')}"
-    for node in walk_list(space, record.address("source_list"), _MAX_USERS, problems, what):
+    for node in walk_list(space, record.address("source_list"), limit, problems, what):
         try:
             user = space.read_word(node - link + source)
             users.append(
@@ -151,13 +179,22 @@ def render_modules(modules: Sequence[Module], word_size: int) -> str:
     return "".join(lines)
 
 
-def module_symbols(space: AddressSpace, types: Types, module: Module) -> list[tuple[int, str, str]]:
+def module_symbols(
+    space: AddressSpace, types: Types, module: Module, budget: SymbolBudget | None = None
+) -> list[tuple[int, str, str]]:
     """(address, type, name) of a module's symbols; upper-case types are its exported ones, as /proc/kallsyms does.
+
+    Args:
+        space: kernel memory.
+        types: structures of this kernel.
+        module: whose.
+        budget: what all modules may take; of whoever asks for more than one.
 
     Raises:
         MissingTypeError: this kernel keeps none.
-        DumpfsError: they cannot be read.
+        DumpfsError: they cannot be read, or are more than the budget allows.
     """
+    budget = budget if budget is not None else SymbolBudget()
     record = read_record(space, types, "module", module.vaddr)
     pointer = record.get("kallsyms")
     if pointer is None:  # before 4.5 the tables were members of struct module itself
@@ -167,23 +204,25 @@ def module_symbols(space: AddressSpace, types: Types, module: Module) -> list[tu
     else:
         tables = read_record(space, types, "mod_kallsyms", pointer)
     count = tables.value("num_symtab")
-    if not 0 <= count <= MAX_SYMBOLS:
-        raise DumpfsError(f"module {module.name}: {count} symbols cannot be")
     prefix = "<" if space.byteorder == "little" else ">"
     # struct elf64_sym: name, info, other, shndx, value, size; elf32_sym: name, value, size, info, other, shndx.
     entry = struct.Struct(prefix + ("IBBHQQ" if space.word_size == 8 else "IIIBBH"))
+    budget.take(module, count, count * (entry.size + 1))
     symtab = space.read(tables.value("symtab"), count * entry.size)
     typetab = tables.get("typetab")
     # Before 5.2 the type's letter replaced st_info.
     letters = space.read(typetab, count) if typetab else None
     rows = list(entry.iter_unpack(symtab))
-    strtab = _read_strings(space, tables.value("strtab"), max((row[0] for row in rows), default=0))
-    exported = _exported(space, types, record)
+    last = max((row[0] for row in rows), default=0)
+    budget.take(module, 0, last + _MAX_NAME)
+    strtab = _read_strings(space, tables.value("strtab"), last)
+    exported = _exported(space, types, record, lambda nbytes: budget.take(module, 0, nbytes))
     symbols = []
     for index, row in enumerate(rows):
         value, info = (row[4], row[1]) if space.word_size == 8 else (row[1], row[3])
-        end = strtab.find(b"\0", row[0])
-        name = strtab[row[0] : end].decode("utf-8", "surrogateescape") if end > row[0] else ""
+        end = strtab.find(b"\0", row[0], row[0] + _MAX_NAME)
+        end = row[0] + _MAX_NAME - 1 if end < 0 else end
+        name = strtab[row[0] : end].decode("utf-8", "surrogateescape")
         if not name:
             continue  # /proc/kallsyms leaves them out
         name = one_word(name)
@@ -195,13 +234,11 @@ def module_symbols(space: AddressSpace, types: Types, module: Module) -> list[tu
 
 
 def _read_strings(space: AddressSpace, vaddr: int, last: int) -> bytes:
-    if last > _MAX_STRTAB:
-        raise DumpfsError(f"a string table of {last:#x} bytes is too large")
-    return space.read(vaddr, last) + space.read_cstring(vaddr + last, 1024) + b"\0"
+    return space.read(vaddr, last) + space.read_cstring(vaddr + last, _MAX_NAME) + b"\0"
 
 
-def _exported(space: AddressSpace, types: Types, record: Record) -> frozenset[int]:
-    """Addresses of the symbols that a module exports."""
+def _exported(space: AddressSpace, types: Types, record: Record, take: Callable[[int], None]) -> frozenset[int]:
+    """Addresses of the symbols that a module exports; `take` is told the bytes before they are read."""
     found: set[int] = set()
     size = types.size("kernel_symbol")
     relative = types.find("kernel_symbol", "value_offset")
@@ -210,6 +247,7 @@ def _exported(space: AddressSpace, types: Types, record: Record) -> frozenset[in
         start, count = record.get(table), record.get(number)
         if not start or not count or count > _MAX_EXPORTS:
             continue
+        take(size * count)
         data = space.read(start, size * count)
         for at in range(value, len(data), size):
             if relative is None:

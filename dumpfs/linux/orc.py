@@ -22,7 +22,7 @@ from dumpfs.linux.types import Member, Types
 from dumpfs.memory.virtual import AddressSpace
 
 ENTRY_SIZE = 6
-_MAX_ENTRIES = 8_000_000
+_MAX_ENTRIES = 4_000_000
 """Real kernels have under a million."""
 
 

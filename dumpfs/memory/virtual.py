@@ -20,6 +20,9 @@ _MAX_TRANSLATIONS = 4096
 """Page translations remembered; a few hundred bytes each."""
 _MIN_PAGE = 0x1000
 _CSTRING_STEP = 256
+_TRUSTED_PIECES = 256
+"""Pieces of a range (a megabyte of single pages) that are read without looking where they lie: page tables of which
+every entry leads to the same page make gigabytes of nothing, and no table of a kernel has the same page twice."""
 
 
 class LinearMap(NamedTuple):
@@ -134,14 +137,19 @@ class AddressSpace:
         """`size` bytes at `vaddr`; the range may cross pages and maps.
 
         Raises:
-            TranslationError: part of it is not mapped.
+            TranslationError: part of it is not mapped, or a large range maps the same memory again and again.
             PageError: part of it, or a page table on the way, is not in the dump.
         """
         vaddr &= self._vaddr_mask
-        pieces = []
+        pieces: list[bytes] = []
+        seen: set[int] = set()
         while size > 0:
             paddr, run = self.translate_run(vaddr)
             run = min(run, size)
+            if len(pieces) >= _TRUSTED_PIECES:
+                if paddr in seen:
+                    raise TranslationError(vaddr, f"the same memory as before, at {paddr:#x}: no table lies like that")
+                seen.add(paddr)
             pieces.append(self.phys.read(paddr, run))
             vaddr += run
             size -= run

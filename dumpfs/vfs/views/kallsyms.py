@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from dumpfs.errors import DumpfsError
 from dumpfs.linux.kallsyms import render_kallsyms
-from dumpfs.linux.modules import module_symbols
+from dumpfs.linux.modules import Module, SymbolBudget, module_symbols
 from dumpfs.linux.records import note_problem
+from dumpfs.linux.types import MissingTypeError
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
@@ -23,10 +24,21 @@ class KallsymsFile(InsideBuiltFile):
         inspector = self.inspector
         word_size = inspector.kernel.word_size
         texts = [render_kallsyms(inspector.kallsyms, word_size)]
+        budget = SymbolBudget()
         try:
             for module in inspector.modules:
-                symbols = module_symbols(inspector.space, inspector.types, module)
-                texts.append(render_kallsyms(symbols, word_size, module.name))
+                texts.append(self._of_module(module, budget))
         except DumpfsError as exc:  # the kernel's own are worth having without
             note_problem(inspector.problems, f"kallsyms: without the symbols of modules: {exc}")
         return "".join(texts).encode("utf-8", "surrogateescape")
+
+    def _of_module(self, module: Module, budget: SymbolBudget) -> str:
+        inspector = self.inspector
+        try:
+            symbols = module_symbols(inspector.space, inspector.types, module, budget)
+        except MissingTypeError:
+            raise  # so it is for every module
+        except DumpfsError as exc:
+            note_problem(inspector.problems, f"kallsyms: without the symbols of module {module.name}: {exc}")
+            return ""
+        return render_kallsyms(symbols, inspector.kernel.word_size, module.name)

@@ -188,3 +188,12 @@ def test_process_ends_with_its_output_flushed_and_what_was_registered_called():
 def test_usage_error_has_its_code():
     assert UsageError("x").exit_code == 2
     assert os.path.exists(DUMPFS)
+
+
+def test_want_of_memory_is_one_line(verb, capsys):
+    def fail(args):
+        raise MemoryError
+
+    verb(fail)
+    assert cli.main(["test"]) == 1
+    assert capsys.readouterr().err == "dumpfs: not enough memory for what the dump asks for\n"

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from dumpfs.errors import DumpfsError
-from dumpfs.linux.modules import Module, module_symbols, read_modules, render_modules
+from dumpfs.linux.modules import Module, SymbolBudget, module_symbols, read_modules, render_modules
 from tests.unit.linux.kernelmem import Memory, make_types
 
 HEAD, FIRST = 0xFFFFFFFF82000000, 0xFFFFFFFFC0000000
@@ -139,3 +139,26 @@ def test_impossible_number_of_symbols_is_an_error(count):
 def test_module_covers_its_own_memory_only():
     module = Module("m", 0, "Live", 0x1000, 0x20, 0, (), "", ((0x1000, 0x10), (0x3000, 0x10)))
     assert [module.covers(v) for v in (0xFFF, 0x1000, 0x100F, 0x1010, 0x3008)] == [False, True, True, False, True]
+
+
+def test_name_is_cut_where_the_kernel_would():
+    memory, types, module, _ = with_symbols()
+    memory.write(FIRST + 0x9800, b"\0" + b"x" * 3000)
+    assert {len(name) for _, _, name in module_symbols(memory.space, types, module)} == {511}
+
+
+def test_all_modules_together_have_a_budget_of_symbols():
+    memory, types, module, _ = with_symbols()
+    budget = SymbolBudget(symbols=10)
+    assert len(module_symbols(memory.space, types, module, budget)) == 3
+    assert len(module_symbols(memory.space, types, module, budget)) == 3
+    with pytest.raises(DumpfsError, match="4 symbols in 100 bytes are more than modules can have"):
+        module_symbols(memory.space, types, module, budget)
+
+
+@pytest.mark.parametrize("field", ["symbols", "nbytes"])
+def test_claim_is_refused_before_anything_is_read(field):
+    memory, types, module, tables = with_symbols()
+    memory.put(tables + 8, 0xFFFFFFFF, 4)
+    with pytest.raises(DumpfsError, match="more than modules can have"):
+        module_symbols(memory.space, types, module)

@@ -148,3 +148,23 @@ def test_sparse_array_knows_its_holes():
     assert array.read(hole + PAGE, 8) == b"\x05" * 8
     assert array.read(hole + PAGE - 1, 2) is None
     assert list(array.missing) == [DIRECT + 4 * PAGE]
+
+
+class OnePage:
+    """Page tables of which every entry leads to the same page."""
+
+    def translate(self, vaddr: int) -> tuple[int, int]:
+        return 0x3000 + vaddr % PAGE, PAGE - vaddr % PAGE
+
+    def areas(self, first=None, stop=None, report=None):
+        return iter(())
+
+
+def test_range_that_maps_one_page_again_and_again_is_refused():
+    guest = Guest(64)
+    memory = AddressSpace(guest.phys(), "little", 8, (), OnePage())
+    assert memory.read(0xFFFFFFFFC0000000, 200 * PAGE)
+    guest.reads = 0
+    with pytest.raises(TranslationError, match="the same memory as before, at 0x3000"):
+        memory.read(0xFFFFFFFFC0000000, 1 << 40)
+    assert guest.reads < 300
