@@ -319,6 +319,38 @@ def test_own_symbol_file_alone_will_do(folder):
     assert "entry_SYSCALL_64_after_hwframe" in said
 
 
+def called_null(source: Path, target: Path) -> None:
+    """The panicking processor's registers as after a call of NULL."""
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        segments = list(ELFFile(file).iter_segments())
+        notes = segments[0]["p_offset"]
+        file.seek(notes)
+        at = notes + file.read(segments[0]["p_filesz"]).index(b"CORE\0") + 8 + 112
+        file.seek(at)
+        registers = list(struct.unpack("<27Q", file.read(8 * 27)))
+        stack = registers[19] - 8
+        segment = next(s for s in segments[1:] if s["p_vaddr"] <= stack < s["p_vaddr"] + s["p_filesz"])
+        file.seek(segment["p_offset"] + stack - segment["p_vaddr"])
+        file.write(struct.pack("<Q", registers[16]))
+        registers[16], registers[19] = 0, stack
+        file.seek(at)
+        file.write(struct.pack("<27Q", *registers))
+
+
+def test_null_is_no_per_cpu_variable(corpus, folder, tmp_path):
+    called_null(folder(KASLR_CRASH) / "vmcore-tasks", tmp_path / "core")
+    start = commands(f'set $dumpfs_core = "{tmp_path / "core"}"')
+    asked = commands("bt", "p (struct task_struct *)0", "p (char *)0", "p init_task.comm", "p &init_task")
+    said = gdb(*start, "-x", folder(KASLR_CRASH) / "gdbinit", *asked, corpus("tiny/vmlinux"))
+    assert said.startswith("#0  0x0000000000000000 in ?? ()\n")
+    assert functions(said)[1:] == [*PANIC, "entry_SYSCALL_64"]
+    assert "percpu" not in said
+    assert said.splitlines()[-4:-2] == ["$1 = 0x0", "$2 = 0x0"]
+    assert said.splitlines()[-2].startswith('$3 = "swapper')
+    assert said.endswith(" <init_task>\n")
+
+
 def interrupted_core(dump: Dump, source: Path, target: Path, *, user: bool) -> None:
     """A core whose first thread is in a page fault's entry: what it did before lies in a struct pt_regs below it."""
     inspector = dump.inspection.inspector
