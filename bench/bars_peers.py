@@ -13,7 +13,22 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from barlib import CACHE, CORPUS, PAGE, VENV_BIN, Measured, Missing, bar, corpus, mounted, run, sha1, tool, truth
+from barlib import (
+    CACHE,
+    CORPUS,
+    PAGE,
+    VENV_BIN,
+    Measured,
+    Missing,
+    bar,
+    corpus,
+    mounted,
+    run,
+    sha1,
+    tool,
+    truth,
+    workdir,
+)
 from bars_gdb import DRGN_SCRIPT, check_stacks
 from bars_kernel import CRASHED, DEBIAN, crash, segments, vmlinux_of
 
@@ -90,6 +105,30 @@ def per_cpu_row(dump: str, mount: Path) -> tuple[str, bool]:
     task = "(*(struct task_struct **)((unsigned long)&current_task + __per_cpu_offset[{cpu}]))"
     asked = [f'printf "%d (%s)\\n", {at}->pid, {at}->comm' for at in (task.format(cpu=cpu) for cpu in range(count))]
     words = [word for line in asked for word in ("-ex", line)]
+    done = run(tool("gdb"), "-nx", "-batch", "-x", mount / "gdbinit", *words, vmlinux_of(dump))
+    found = done.stdout.decode(errors="replace").strip().splitlines()[-count:]
+    return ", ".join(found), found == [(mount / f"cpus/{cpu}/task").read_text().strip() for cpu in range(count)]
+
+
+@cache
+def kernel_scripts() -> Path:
+    """The kernel's own scripts for gdb, of Debian's package linux-source-6.1."""
+    source = Path("/usr/src/linux-source-6.1.tar.xz")
+    if not source.exists():
+        raise Missing("the package linux-source-6.1 is not installed")
+    folder = workdir() / "linux-source-6.1"
+    if not folder.exists():
+        run("tar", "-xf", source, "-C", workdir(), "linux-source-6.1/scripts/gdb")
+    return folder / "scripts/gdb"
+
+
+@row("gdb-lx", "gdb: $lx_current(N).comm of the kernel's own scripts is what /cpus/N/task says")
+def lx_row(dump: str, mount: Path) -> tuple[str, bool]:
+    _only_x86(dump, "no vmlinux of its kernel")
+    count = len([entry for entry in (mount / "cpus").iterdir() if entry.name.isdigit()])
+    words = ["-ex", f"python import sys; sys.path.insert(0, '{kernel_scripts()}'); import linux.cpus"]
+    for cpu in range(count):
+        words += ["-ex", f'printf "%d (%s)\\n", $lx_current({cpu}).pid, $lx_current({cpu}).comm']
     done = run(tool("gdb"), "-nx", "-batch", "-x", mount / "gdbinit", *words, vmlinux_of(dump))
     found = done.stdout.decode(errors="replace").strip().splitlines()[-count:]
     return ", ".join(found), found == [(mount / f"cpus/{cpu}/task").read_text().strip() for cpu in range(count)]
