@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
-from dumpfs.units import PageState, Pfn
+from dumpfs.units import PageState, Pfn, one_line
 
 
 class DumpfsError(Exception):
@@ -20,9 +20,10 @@ class DumpfsError(Exception):
     errno: int = errno.EIO
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = one_line(message)  # it may quote a path or a dead kernel
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else one_line(hint)
         """What the user can do about it, in one line, or None."""
 
 

@@ -37,6 +37,25 @@ READABLE = frozenset((PageState.STORED, PageState.PARTIAL))
 _ZEROS = b"\0" * (1 << 20)
 """The largest answer to a read that the kernel asks for."""
 
+_ODD = re.compile(rb"[^\x20-\x7e\n\t]")
+_INVISIBLE = frozenset(
+    chr(code)
+    for first, last in (
+        (0x34F, 0x34F),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x2800, 0x2800),
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0F),
+        (0xFFA0, 0xFFA0),
+        (0xE0100, 0xE01EF),
+    )
+    for code in range(first, last + 1)
+)
+"""Letters and marks that show nothing, which Python calls printable: Unicode's Default_Ignorable_Code_Point among them,
+and the empty pattern of Braille."""
+
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -70,13 +89,40 @@ def parse_size(text: str) -> int:
 
 
 def one_line(text: str) -> str:
-    """`text` without line breaks, control characters and lone surrogates, which a hostile dump or a path may hold."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """`text` for one line of a terminal, a log or a text file, when a dead kernel, a path or an option says it.
+
+    What could act on a terminal, forge a line or hide is escaped: control characters (line breaks and tabs among them),
+    overrides of the writing direction, characters of no width or of no meaning, and bytes that are not UTF-8, as
+    `os.fsdecode` keeps them, which become \\xNN again. The rest stays as it is, backslashes too, so nobody can tell
+    the way back.
+    """
+    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
+
+
+def text_lines(data: bytes) -> bytes:
+    """UTF-8 text of any number of lines, escaped as `one_line` does but for line feeds and tabs."""
+    if not _ODD.search(data):
+        return data
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(c if c in "\n\t" else _shown(c) for c in text).encode()
+
+
+def text_line(data: bytes) -> bytes:
+    """One line of a text file with its line feed, escaped as `one_line` does; line feeds at its end do not count."""
+    return one_line(data.rstrip(b"\n").decode("utf-8", "surrogateescape")).encode() + b"\n"
+
+
+def _shown(char: str) -> str:
+    if char.isprintable() and char not in _INVISIBLE:
+        return char
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return ascii(char)[1:-1]
 
 
 def one_word(text: str) -> str:
     """`text` as `one_line` has it, without spaces: a name that stands among others in a line."""
-    return text if text.isprintable() and " " not in text else one_line(text).replace(" ", "\\x20")
+    return one_line(text).replace(" ", "\\x20")
 
 
 def render_size(nbytes: int) -> str:

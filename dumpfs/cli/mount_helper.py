@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from dumpfs import __version__
-from dumpfs.cli.common import HelpFormatter, Parser, print_error, secure_standard_streams, spare_threads, warn
+from dumpfs.cli.common import HelpFormatter, Parser, one_line, print_error, secure_standard_streams, spare_threads, warn
 from dumpfs.errors import DumpfsError, UsageError
 from dumpfs.fuse.options import is_option, render_options, split_options
 
@@ -98,7 +98,8 @@ def run(argv: Sequence[str]) -> int:
 
     options = own_options(args.options, sloppy=args.sloppy)
     if args.verbose:
-        print(f"{PROG}: {args.dump} on {args.mount_point} with {','.join(options) or 'no options'}", flush=True)
+        text = f"{PROG}: {args.dump} on {args.mount_point} with {','.join(options) or 'no options'}"
+        print(one_line(text), flush=True)
     mount_dump([args.dump], args.mount_point, options, fake=args.fake)
     return Code.OK
 

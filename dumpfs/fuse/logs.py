@@ -5,12 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 from dumpfs.errors import SourceError
+from dumpfs.units import one_line
 
 LOGGER = "dumpfs"
 _SYSLOG_SOCKET = "/dev/log"
 _FORMAT = "%(asctime)s dumpfs[%(process)d]: %(levelname)s: %(message)s"
+_INDENT = "    "
+"""Before the lines of a traceback, so that none of them looks like the begin of a record."""
+
+
+class LineFormatter(logging.Formatter):
+    """Gives one line for each record, whatever a dump or the name of its file put into it, and tracebacks indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # the name is logging's
+        """See `logging.Formatter`."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401  # as logging has it
+        """See `logging.Formatter`."""
+        return "\n".join(_INDENT + one_line(line) for line in super().formatException(ei).split("\n"))
 
 
 class SyslogHandler(logging.Handler):
@@ -32,8 +49,8 @@ class SyslogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
         priority = next(value for level, value in self._priorities if record.levelno >= level)
-        for line in self.format(record).splitlines():
-            self._send(priority, line.replace("\0", " "))
+        for line in self.format(record).split("\n"):
+            self._send(priority, line)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -71,8 +88,7 @@ def set_up(path: str | None, *, foreground: bool, debug: bool = False) -> None:
         handlers.append(logging.NullHandler())
     logging.raiseExceptions = False  # a full disk under the log file is no reason for tracebacks on stderr
     for handler in handlers:
-        if not isinstance(handler, SyslogHandler):
-            handler.setFormatter(logging.Formatter(_FORMAT))
+        handler.setFormatter(LineFormatter(None if isinstance(handler, SyslogHandler) else _FORMAT))
         if not debug:
             handler.addFilter(_is_news)
     for name in (LOGGER, "pyfuse3"):

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dumpfs.units import one_line
+
 _CALLER_CPU = 1 << 31
 _CALLER_WIDTH = 6
 _ODD = re.compile(rb"[^\x20-\x7e\t\n\v\f\r]")
@@ -110,7 +112,7 @@ def render_records(
         if device:
             for key, value in (("SUBSYSTEM", record.subsystem), ("DEVICE", record.device)):
                 if value:
-                    lines.append(f" {key}={value}".encode("utf-8", "replace"))
+                    lines.append(f" {key}={one_line(value)}".encode())
     if lines:
         lines.append(b"")
     return b"\n".join(lines)

@@ -15,6 +15,7 @@ from dumpfs.linux.tasks import STATE_NAMES, Task
 from dumpfs.linux.types import MissingTypeError
 from dumpfs.linux.unwind import describe
 from dumpfs.linux.usermem import UserMemory
+from dumpfs.units import one_line
 
 _MAX_GROUPS = 1 << 16
 _MAX_NAMESPACES = 32
@@ -95,7 +96,7 @@ def render_status(inspector: Inspector, task: Task, threads: int) -> bytes:
     """
     record = inspector.task_reader.record(task.vaddr)
     lines = [
-        ("Name", task.comm.replace("\\", "\\\\").replace("\n", "\\n")),
+        ("Name", one_line(task.comm.replace("\\", "\\\\"))),
         *_umask(inspector, record),
         ("State", f"{task.state} ({STATE_NAMES[task.state]})"),
         ("Tgid", f"{task.tgid}"),

@@ -13,6 +13,7 @@ from dumpfs.errors import DumpfsError
 from dumpfs.linux.types import Member, Types
 from dumpfs.memory.virtual import AddressSpace
 from dumpfs.structs import ByteOrder
+from dumpfs.units import one_line
 
 MAX_STRUCT = 1 << 20
 """Bytes of one structure; task_struct has some 10,000."""
@@ -124,7 +125,8 @@ def find_bytes(space: AddressSpace, vaddr: int, size: int, needle: bytes) -> Ite
 
 
 def note_problem(problems: list[str], problem: str) -> None:
-    """Add a sentence to a bounded list, once."""
+    """Add a sentence to a bounded list, once; in one line, whatever it quotes."""
+    problem = one_line(problem)
     if len(problems) < _MAX_PROBLEMS and problem not in problems:
         problems.append(problem)
 

@@ -18,6 +18,7 @@ from dumpfs.errors import DumpfsError, ViewError
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.records import Record, note_problem, read_record
 from dumpfs.memory.virtual import AddressSpace
+from dumpfs.units import one_line
 
 _MAX_AREAS = 200_000
 """vm.max_map_count is 65530 by default."""
@@ -61,7 +62,7 @@ class Area:
             f" {self.device >> 20:02x}:{self.device & 0xFFFFF:02x} {self.inode} "
         )
         column = _NAME_COLUMN if word_size == 8 else _NAME_COLUMN - 24
-        return (text.ljust(column) + self.name if self.name else text) + "\n"
+        return (text.ljust(column) + one_line(self.name) if self.name else text) + "\n"
 
 
 class UserMemory:

@@ -16,7 +16,7 @@ _WHOLE = 4 << 20
 _ENTRIES = 3000
 """Of a directory, to list."""
 _JSON = ("info.json", "gdb/modules.json")
-_ESCAPED = ("README", "status", "modules", "version", "memmap", "kallsyms", "info.json")
+_ESCAPED = ("README", "status", "modules", "version", "cmdline", "memmap", "kallsyms", "info.json")
 """Texts that a terminal may be given as they are."""
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import unicodedata
 
-from dumpfs.units import READABLE, PageState, one_word, parse_size, render_size, zeros
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dumpfs.units import READABLE, PageState, one_line, one_word, parse_size, render_size, text_line, text_lines, zeros
 from tests.build.model import Kind
 
 
@@ -68,9 +72,41 @@ def test_zeros_are_as_many_as_asked_for(size):
         ("\x1b]0;x\x07", r"\x1b]0;x\x07"),
         ("a\nb", r"a\nb"),
         ("\u202etxt", r"\u202etxt"),
-        ("\udcff", r"\udcff"),
+        ("\udcff", r"\xff"),
+        ("\ud800", r"\ud800"),
+        ("\x9b31m\x7f", r"\x9b31m\x7f"),
+        ("\u200b\u3164\U000e0101", r"\u200b\u3164\U000e0101"),
+        ("a\u2028b\u2066", r"a\u2028b\u2066"),
         ("", ""),
     ],
 )
 def test_a_word_stays_one_among_others(text, shown):
     assert one_word(text) == shown
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_a_line_holds_nothing_that_acts_or_hides(text):
+    shown = one_line(text)
+    assert all(unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for c in shown)
+    assert one_line(shown) == shown
+    shown.encode()
+
+
+@given(st.binary())
+def test_lines_keep_their_breaks_and_tabs_alone(data):
+    shown = text_lines(data)
+    assert [shown.count(c) for c in (b"\n", b"\t")] == [data.count(c) for c in (b"\n", b"\t")]
+    assert all(c.isprintable() or c in "\n\t" for c in shown.decode())
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"root=/dev/vda quiet\n", b"root=/dev/vda quiet\n"),
+        (b"a\nforged\n\n", b"a\\nforged\n"),
+        ("ñ\t".encode() + b"\xff", "ñ\\t\\xff\n".encode()),
+        (b"", b"\n"),
+    ],
+)
+def test_bytes_become_one_line(data, line):
+    assert text_line(data) == line

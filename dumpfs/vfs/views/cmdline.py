@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dumpfs.linux.ikconfig import read_cmdline
+from dumpfs.units import text_line
 from dumpfs.vfs.views.inside import InsideFile
 
 
@@ -17,4 +18,4 @@ class CmdlineFile(InsideFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
-        return read_cmdline(self.inspector.space, self.inspector.symbol("saved_command_line"))
+        return text_line(read_cmdline(self.inspector.space, self.inspector.symbol("saved_command_line")))

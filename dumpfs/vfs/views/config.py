@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.units import text_lines
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
@@ -16,4 +17,4 @@ class ConfigFile(InsideBuiltFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
-        return self.inspector.read_config()
+        return text_lines(self.inspector.read_config())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs.errors import ViewError
+from dumpfs.units import one_line
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile
@@ -46,7 +47,7 @@ def _stack(inspector: Inspector, cpu: int) -> bytes:
 
 def _task(inspector: Inspector, cpu: int) -> bytes:
     task = inspector.need_running(cpu)
-    return f"{task.pid} ({task.comm})\n".encode()
+    return f"{task.pid} ({one_line(task.comm)})\n".encode()
 
 
 FILES: Mapping[str, Callable[[Inspector, int], bytes]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.units import text_line
 from dumpfs.vfs.views.inside import InsideFile
 
 
@@ -16,4 +17,4 @@ class VersionFile(InsideFile):
 
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
-        return self.inspector.banner
+        return text_line(self.inspector.banner)

@@ -76,4 +76,36 @@ def test_syslog_gets_a_priority_and_single_lines(monkeypatch):
     logs.set_up(None, foreground=False)
     logging.getLogger("dumpfs").warning("one\ntwo\0")
     logging.getLogger("dumpfs").info("three")
-    assert sent == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "two "), (syslog.LOG_INFO, "three")]
+    assert sent == [(syslog.LOG_WARNING, r"one\ntwo\x00"), (syslog.LOG_INFO, "three")]
+
+
+def test_name_of_a_dump_forges_no_line(tmp_path, capsys):
+    logs.set_up(str(tmp_path / "log"), foreground=True)
+    name = "d\n2026-12-01 00:00:00,000 dumpfs[1]: ERROR: forged \x1b[31m\udcff.kdump"
+    try:
+        raise ValueError(name)
+    except ValueError:
+        logging.getLogger("dumpfs").exception("%s is mounted", name)
+    for text in ((tmp_path / "log").read_text(), capsys.readouterr().err):
+        first, *traceback = text.splitlines()
+        shown = r"ERROR: d\n2026-12-01 00:00:00,000 dumpfs[1]: ERROR: forged \x1b[31m\xff.kdump is mounted"
+        assert first.endswith(shown)
+        assert traceback
+        assert all(line.startswith("    ") and line.isprintable() for line in traceback)
+
+
+def test_syslog_gets_tracebacks_in_lines(monkeypatch):
+    import syslog
+
+    sent = []
+    monkeypatch.setattr(syslog, "syslog", lambda *args: sent.append(args[1]))
+    monkeypatch.setattr(syslog, "openlog", lambda *args: None)
+    monkeypatch.setattr(logs, "can_syslog", lambda: True)
+    logs.set_up(None, foreground=False)
+    try:
+        raise ValueError("a\nb\x1b")
+    except ValueError:
+        logging.getLogger("dumpfs").exception("failed")
+    assert sent[0] == "failed"
+    assert len(sent) > 2
+    assert all(line.isprintable() for line in sent)
