@@ -6,7 +6,8 @@ import argparse
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from dumpfs.cli.common import add_dump_arguments, open_dump, write_stdout
+from dumpfs.cli.common import add_dump_arguments, open_dump
+from dumpfs.cli.output import Output, standard_output
 from dumpfs.errors import DumpfsError, UsageError, ViewError
 from dumpfs.units import parse_size
 from dumpfs.vfs.node import DirNode, FileNode
@@ -79,31 +80,38 @@ def find_file(dump: Dump, path: str) -> FileNode:
 
 
 def write_file(node: FileNode, offset: int, count: int | None) -> None:
-    """Write bytes of `node` to standard output, from `offset` on, `count` of them at most.
+    """Write bytes of `node` to standard output, from `offset` on, `count` of them at most; see `output`.
 
     Raises:
         DumpfsError: a byte cannot be had; everything before its page has been written.
     """
-    stop = None if count is None else offset + count
+    output = standard_output()
+    try:
+        _write(node, offset, None if count is None else offset + count, output)
+    finally:
+        output.finish()
+
+
+def _write(node: FileNode, offset: int, stop: int | None, output: Output) -> None:
     while stop is None or offset < stop:
         size = _PIECE if stop is None else min(_PIECE, stop - offset)
         try:
             data = node.read(offset, size)
         except DumpfsError:
-            _write_until_failure(node, offset, offset + size)
+            _write_until_failure(node, offset, offset + size, output)
             raise
         if not data:
             return
-        write_stdout(data)
+        output.write(data)
         offset += len(data)
 
 
-def _write_until_failure(node: FileNode, offset: int, stop: int) -> None:
+def _write_until_failure(node: FileNode, offset: int, stop: int, output: Output) -> None:
     """Write the pages of `[offset, stop)` up to the one that cannot be read, and raise what it raises."""
     while offset < stop:
         size = min(_SMALL_PIECE - offset % _SMALL_PIECE, stop - offset)
         data = node.read(offset, size)
         if not data:
             return
-        write_stdout(data)
+        output.write(data)
         offset += len(data)
