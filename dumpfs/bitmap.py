@@ -24,6 +24,8 @@ _FULL = (1 << CHUNK_PFNS) - 1
 _MAX_CACHED_CHUNKS = 8192
 """About 5 MB of integers; covers 128 GiB of memory. Past that the cache is emptied and begins anew."""
 
+_EMPTY_CHUNKS = 16
+"""Chunks without members after which a listing of runs asks whether they lie in a hole of the file."""
 _SCAN_BYTES = 1 << 18
 """Bytes read at once by a pass over the whole bitmap."""
 
@@ -174,6 +176,7 @@ class Bitmap:
         stop = self._stop if stop is None else min(stop, self._stop)
         pfn = max(first, 0)
         start = -1  # first pfn of the run being gathered
+        empty = 0  # chunks without members in a row
         while pfn < stop:
             number = pfn >> CHUNK_SHIFT
             base = number << CHUNK_SHIFT
@@ -184,7 +187,12 @@ class Bitmap:
             position = pfn - base
             if (start < 0 and not bits) or (start >= 0 and bits == _FULL):
                 pfn = base + size
+                empty += not bits
+                if empty == _EMPTY_CHUNKS:
+                    empty = 0
+                    pfn = self._behind_hole(pfn)
                 continue
+            empty = 0
             while position < size:
                 rest = bits >> position
                 if start < 0:
@@ -202,6 +210,12 @@ class Bitmap:
             pfn = base + size
         if start >= 0:
             yield start, stop
+
+    def _behind_hole(self, pfn: Pfn) -> Pfn:
+        """The first pfn from `pfn` on, which begins a chunk, that does not lie in a hole of the file; of a chunk."""
+        if self._next_data is None:
+            return pfn
+        return max(pfn, min(8 * self._next_data(pfn // 8), self._stop) & ~_CHUNK_MASK)
 
     def members(self, first: Pfn = 0) -> Iterator[Pfn]:
         """Every member from `first` on, ascending; for listings, at some 0.1 us each."""

@@ -17,6 +17,9 @@ NT_PRSTATUS = 1
 NT_FPREGSET = 2
 NT_VMCOREDD = 0x700
 
+MAX_NOTES = 1 << 16
+"""Notes of one image that are looked at: the largest machines have some for each of 8,192 processors. A note may be of
+12 bytes, so that a few megabytes of them would cost seconds."""
 _HEADER_SIZE = 12
 _USED = re.compile(rb"[^\0]")
 
@@ -42,12 +45,13 @@ def _pad4(size: int) -> int:
 def parse_notes(image: bytes, byteorder: ByteOrder) -> Iterator[Note]:
     """The notes of a PT_NOTE image; ends at the first one that does not fit, which is not an error.
 
-    All-zero headers (the unused end of a CPU's buffer) are stepped over.
+    All-zero headers (the unused end of a CPU's buffer) are stepped over. After `MAX_NOTES` there are no more.
     """
+    left = MAX_NOTES
     header = struct.Struct(("<" if byteorder == "little" else ">") + "3I")
     used = _USED.search
     offset = 0
-    while offset + _HEADER_SIZE <= len(image):
+    while left and offset + _HEADER_SIZE <= len(image):
         namesz, descsz, kind = header.unpack_from(image, offset)
         if not namesz and not descsz and not kind:
             found = used(image, offset)
@@ -62,6 +66,7 @@ def parse_notes(image: bytes, byteorder: ByteOrder) -> Iterator[Note]:
         name = image[name_offset : name_offset + namesz].rstrip(b"\0")
         yield Note(name, kind, image[desc_offset : desc_offset + descsz], offset, desc_offset)
         offset = desc_offset + _pad4(descsz)
+        left -= 1
 
 
 def build_note(name: bytes, kind: int, desc: bytes, byteorder: ByteOrder) -> bytes:

@@ -18,7 +18,7 @@ elf_info.c (e_flags, PN_XNUM); QEMU's dump/dump.c (offsets); and the real files 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -50,7 +50,7 @@ from dumpfs.elf.structs import (
 from dumpfs.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError, VmcoreinfoError
 from dumpfs.formats.base import DumpMeta, Utsname
 from dumpfs.formats.segments import MAX_PADDR, NoteFacts, Segment, SegmentImage, SegmentMap
-from dumpfs.notes import NT_PRSTATUS, parse_notes
+from dumpfs.notes import MAX_NOTES, NT_PRSTATUS, parse_notes
 from dumpfs.sources.base import ByteSource, read_exactly
 from dumpfs.structs import Abi, Buffer
 from dumpfs.units import MAX_PAGE_SIZE, MIN_PAGE_SIZE
@@ -59,7 +59,6 @@ from dumpfs.vmcoreinfo import Vmcoreinfo
 _MAX_PHDRS = 1 << 18
 """A terabyte cut into pieces of four megabytes; the largest seen by us has 70,131."""
 _MAX_NOTE_BYTES = 64 << 20
-_MAX_NOTES = 1 << 18
 """Some thirty for each of 8192 processors."""
 _MAX_VIRTUAL_LOADS = 4096
 _MAX_PHENTSIZE = 1024
@@ -208,9 +207,11 @@ def _read_notes(headers: _Headers) -> NoteFacts:
     source, order = headers.source, headers.abi.byteorder
     images: list[bytes] = []
     room, claimed, there = _MAX_NOTE_BYTES, 0, 0
+    seen: set[tuple[int, int]] = set()
     for phdr in headers.phdrs:
-        if phdr.p_type != PT_NOTE:
-            continue
+        if phdr.p_type != PT_NOTE or (phdr.p_offset, phdr.p_filesz) in seen:
+            continue  # the same bytes say nothing new, however often they are named
+        seen.add((phdr.p_offset, phdr.p_filesz))
         size = max(min(phdr.p_filesz, source.size - phdr.p_offset), 0)
         claimed += phdr.p_filesz
         there += size
@@ -222,12 +223,12 @@ def _read_notes(headers: _Headers) -> NoteFacts:
         headers.lacks.append(f"the file ends before its notes do ({there} of {claimed} bytes are there)")
     if there > _MAX_NOTE_BYTES:
         headers.notices.append(f"there are {there} bytes of notes; only the first {_MAX_NOTE_BYTES} are read")
-    if len(images) > 1:  # zeros after the last note of one would be taken for the header of the next
-        images = [image[: _notes_end(image, headers)] for image in images]
-    image = b"".join(images)
+    image = images[0] if len(images) == 1 else b"".join(_whole_notes(images, headers))
     owners: set[tuple[bytes, int]] = set()
     vmcoreinfo, eraseinfo, cpus = None, b"", 0
-    for note in islice(parse_notes(image, order), _MAX_NOTES):
+    count = 0
+    for note in parse_notes(image, order):
+        count += 1
         owners.add((note.name[:32], note.type))
         if (note.name, note.type) == (b"CORE", NT_PRSTATUS):
             cpus += 1
@@ -235,15 +236,23 @@ def _read_notes(headers: _Headers) -> NoteFacts:
             vmcoreinfo = note.desc
         elif note.name == b"ERASEINFO":
             eraseinfo += note.desc.rstrip(b"\0") if len(eraseinfo) < _MAX_NOTE_BYTES >> 6 else b""
+    if count == MAX_NOTES:
+        headers.notices.append(f"there are more than {MAX_NOTES} notes; what follows is not looked at")
     return NoteFacts(image, vmcoreinfo, eraseinfo, cpus, frozenset(owners))
 
 
-def _notes_end(image: bytes, headers: _Headers) -> int:
-    """Offset behind the last note, padded to 4 bytes."""
-    stop = 0
-    for note in islice(parse_notes(image, headers.abi.byteorder), _MAX_NOTES):
-        stop = note.desc_offset + len(note.desc)
-    return stop + (-stop & 3)
+def _whole_notes(images: list[bytes], headers: _Headers) -> Iterator[bytes]:
+    """The images as far as there are notes in them: zeros after the last of one would be taken for the header of the
+    next. There is an end to how many are looked at in all."""
+    left = MAX_NOTES
+    for image in images:
+        stop = 0
+        for note in islice(parse_notes(image, headers.abi.byteorder), left):
+            stop = note.desc_offset + len(note.desc)
+            left -= 1
+        yield image[:stop] + bytes(-stop & 3)
+        if not left:
+            return
 
 
 def _refuse_strangers(headers: _Headers, facts: NoteFacts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dumpfs.notes import build_note, find_note, parse_notes
+from dumpfs.notes import MAX_NOTES, build_note, find_note, parse_notes
 from tests.build.notes import note, prstatus
 from tests.work import bounded_work
 
@@ -66,3 +66,8 @@ def test_an_area_of_zeros_is_stepped_over_at_once():
     image = bytes(12 * 5_000_000) + build_note(b"CORE", 1, b"x", "little")
     with bounded_work(200):  # measured: at most 20
         assert [note.desc for note in parse_notes(image, "little")] == [b"x"]
+
+
+def test_notes_have_an_end():
+    image = build_note(b"", 1, b"", "little") * (MAX_NOTES + 1000)
+    assert sum(1 for _ in parse_notes(image, "little")) == MAX_NOTES

@@ -21,6 +21,8 @@ from dumpfs.units import PageState, Pfn
 _ROW = 512
 """Descriptors looked at together; also how many tell, at the end of the table, whether a file was cut short."""
 _MAX_NAMED_GAPS = 4
+_SMALL_BITMAP = 1 << 20
+"""Bytes of a bitmap that are looked through whether there is anything in them or not; those of 32 GiB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ def open_bitmap(source: ByteSource, header: KdumpHeader, which: int) -> Bitmap:
     """
     base = header.bitmap_offset + which * header.bitmap_bytes
     available = max(min(header.bitmap_bytes, source.size - base), 0)
+    if available > _SMALL_BITMAP:
+        available = _end_of_data(source, base, available)
 
     def read(offset: int, size: int) -> bytes:
         size = min(size, available - offset)
@@ -87,6 +91,24 @@ def open_bitmap(source: ByteSource, header: KdumpHeader, which: int) -> Bitmap:
         return data
 
     return Bitmap(read, min(header.max_mapnr, 8 * available), lambda offset: source.next_data(base + offset) - base)
+
+
+def _end_of_data(source: ByteSource, base: int, size: int) -> int:
+    """How many of the `size` bytes at `base` come before a hole of the file that reaches to their end.
+
+    A few kilobytes may claim bitmaps of gigabytes, of which nothing was ever written: no work is done for those.
+    """
+    if source.next_data(base) >= base + size:
+        return 0
+    low, high = 0, size  # data begins at `low` or behind it, and none at `high`
+    while high - low > _SMALL_BITMAP:
+        middle = (low + high) // 2
+        found = source.next_data(base + middle) - base
+        if found < size:
+            low = max(found, middle)
+        else:
+            high = middle
+    return high
 
 
 def open_part(header: KdumpHeader, source: ByteSource, bits: Bitmap) -> Part:

@@ -442,3 +442,18 @@ def test_info_says_where_a_page_lies():
 @pytest.mark.parametrize(("head", "answer"), [(b"\x7fELF\x02", True), (b"\x7fEL", False), (b"", False)])
 def test_probe_never_raises(head, answer):
     assert probe(head) is answer
+
+
+def test_notes_that_are_named_again_and_again_are_read_once():
+    spec = ElfSpec(notes=note("CORE", 1, bytes(336), "little"))
+    built = build_elf([segment(0, SPAN)], spec)
+    data = bytearray(built.data)
+    phdrs, size = built.places["phdrs"], PHDR_SIZE[8]
+    many = data[phdrs : phdrs + size] * 3000 + data[phdrs + size : phdrs + 2 * size]
+    at = len(data)
+    data += many
+    data[32:40] = at.to_bytes(8, "little")
+    data[56:58] = (3001).to_bytes(2, "little")
+    image = opened(bytes(data))
+    assert image.meta.nr_cpus == 1
+    assert len(image.notes()) < 1000

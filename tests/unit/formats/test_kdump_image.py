@@ -9,12 +9,15 @@ from dataclasses import replace
 import pytest
 
 from dumpfs.errors import CorruptDumpError, SourceError
+from dumpfs.formats.kdump.header import MAIN, SUB
 from dumpfs.formats.kdump.image import KdumpImage
 from dumpfs.sources.local import FileSource, MemorySource
+from dumpfs.structs import LE64
 from dumpfs.units import PageState
 from tests.build.kdump import KdumpSpec, build_kdump, split_parts
 from tests.build.model import Kind, Memory, Page
 from tests.build.sparse import BLOCK, CONTENTS, content, sparse_tib
+from tests.work import bounded_work
 
 SPEC = KdumpSpec(machine="x86_64", timestamp=1700000000)
 
@@ -304,3 +307,29 @@ def _select(image: KdumpImage, index: int) -> int:
         else:
             low = middle + 1
     return low
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_bitmaps_that_nobody_wrote_cost_nothing(tmp_path, written):
+    """Some kilobytes on the disk that claim 2^35 pages."""
+    built = build_kdump(Memory(4096, 60, {5: Page(content(5))}), KdumpSpec())
+    head = bytearray(built.data[: built.places["bitmap1"]])
+    for layout, start, name, value in (
+        (MAIN, 0, "bitmap_blocks", 1 << 21),
+        (SUB, built.places["sub"], "max_mapnr_64", 1 << 35),
+    ):
+        size = 8 if name.endswith("64") else 4
+        at = start + layout.offset(LE64, name)
+        head[at : at + size] = value.to_bytes(size, "little")
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + (1 << 33) + (1 << 20))
+        if written:  # one page of memory, far up
+            file.seek(len(head) + (1 << 31))
+            file.write(b"\1")
+    with bounded_work(40_000):
+        image = KdumpImage.open([FileSource(path)])
+        assert list(image.ram.runs()) == ([(1 << 34, (1 << 34) + 1)] if written else [])
+        assert image.stored.count() == 0
+        image.close()
