@@ -1,8 +1,9 @@
 """The files of a kdump-compressed dump: do they belong together, and how much of each was written.
 
 Incomplete dumps (makedumpfile IMPLEMENTATION; real ones): the writer sets status bit 0x8, bitmaps and the whole
-descriptor table exist, descriptors that were not written are all zero, and those written are a prefix. A copy that was
-cut short has no flag; its last pages' data lies beyond the end of the file.
+descriptor table exist, descriptors that were not written are all zero, and those written are a prefix; but for a dump
+made of one that had lost pages itself, in which empty descriptors stand amid others. A copy that was cut short has no
+flag; its last pages' data lies beyond the end of the file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from dumpfs.units import PageState, Pfn
 
 _ROW = 512
 """Descriptors looked at together; also how many tell, at the end of the table, whether a file was cut short."""
+_LOOKED_ROWS = 1 << 14
+"""Rows of descriptors that are looked at behind the first missing page: of 32 GiB of memory all."""
+_LOOKED_LOST_ROWS = 64
+"""Rows of descriptors whose pages all lie beyond the end of the file, until the rest is taken for such, too."""
 _MAX_NAMED_GAPS = 4
 _SMALL_BITMAP = 1 << 20
 """Bytes of a bitmap that are looked through whether there is anything in them or not; those of 32 GiB of memory."""
@@ -164,6 +169,9 @@ def _written_until(part: Part, bits: Bitmap) -> tuple[Pfn, str]:
         if not flagged and not search.looks_cut():
             return part.stop, ""
         written = search.first_missing()
+        if flagged and search.is_any_behind(written):
+            # Written from a source that had lost pages amid others: each page's descriptor tells of itself.
+            return part.stop, "flagged incomplete by its writer: pages are missing amid others"
     except SourceError:
         written = count  # a bad sector in the table is each page's own trouble
     why = "flagged incomplete by its writer" if flagged else "the file is cut short"
@@ -189,6 +197,7 @@ class _Written:
         self._part = part
         self._count = part.table.count
         shared = DESCRIPTOR.build(part.header.abi, {"offset": data_offset, "size": part.header.block_size})
+        self._shared = shared
         self._zero_row = shared * _ROW
 
     def _is_zero_row(self, first: int, stop: int) -> bool:
@@ -228,6 +237,33 @@ class _Written:
             else:
                 low = own + 1
         return found
+
+    def is_any_behind(self, first: int) -> bool:
+        """Whether a page behind `first`, which is missing, is there: then those that are there are no prefix.
+
+        Descriptors that were not written are zeros, and shared zero pages say nothing here either. Of a very large
+        table every nth row is looked at.
+        """
+        rows = range(first, self._count, _ROW * max((self._count - first) // _ROW // _LOOKED_ROWS, 1))
+        base, source = self._part.header.descriptor_offset, self._part.table.source
+        looked = 0
+        for row in rows:
+            stop = min(row + _ROW, self._count)
+            place = base + row * DESCRIPTOR_BYTES
+            size = (stop - row) * DESCRIPTOR_BYTES
+            if source.next_data(place) >= place + size:
+                continue
+            raw = source.read_at(place, size)
+            if not raw.strip(b"\0"):
+                continue
+            each = (raw[at : at + DESCRIPTOR_BYTES] for at in range(0, size, DESCRIPTOR_BYTES))
+            own = (index for index, descriptor in enumerate(each, row) if descriptor != self._shared)
+            if not all(map(self._lost, own)):
+                return True
+            looked += 1
+            if looked == _LOOKED_LOST_ROWS:
+                return False
+        return False
 
     def _next_own(self, first: int, stop: int) -> int:
         """Index of the first page in `[first, stop)` with data of its own, or `stop`."""
