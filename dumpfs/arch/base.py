@@ -50,6 +50,15 @@ class PrstatusLayout:
             if offset + size <= len(desc)
         }
 
+    def why_torn(self, desc: bytes) -> str:
+        """What is wrong with a descriptor that does not hold every register, or '' when it does.
+
+        One that is torn, or laid out for another mode of the processor, tells nothing: part of a set of registers is no
+        place to begin a stack at.
+        """
+        end = max(offset + size for _, offset, size in self.registers)
+        return "" if len(desc) >= end else f"the NT_PRSTATUS note has {len(desc)} bytes of at least {end}"
+
     def pid(self, desc: bytes, byteorder: ByteOrder) -> int:
         """pr_pid of a descriptor; 0 when it is too short."""
         return int.from_bytes(desc[self.pid_offset : self.pid_offset + 4], byteorder, signed=True)

@@ -283,9 +283,11 @@ class Inspector:
 
     def cpu_registers(self, cpu: int) -> dict[str, int] | None:
         """Registers of a processor by the names of its architecture, or None when the dump does not have them."""
-        desc = self.prstatus(cpu)
-        arch = self.kernel.arch
+        desc, arch = self.prstatus(cpu), self.kernel.arch
         if desc is None or arch is None:
+            return None
+        if why := arch.prstatus.why_torn(desc):
+            note_problem(self.problems, f"processor {cpu}: registers unknown: {why}")
             return None
         return arch.prstatus.parse_registers(desc, self.kernel.image.meta.byteorder)
 

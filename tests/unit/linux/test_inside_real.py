@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,18 @@ def test_what_cannot_be_found_out_is_told_the_same_each_time(sample):
             inspector.types  # noqa: B018  # asking is the point
         depths.add(len(caught.traceback))
     assert len(depths) == 1
+
+
+@pytest.mark.parametrize("size", [0, 8, 33, 100, 112, 144, 327])
+def test_torn_note_makes_the_registers_of_its_processor_unknown(data, size):
+    kernel = open_inspector(data("mkd-raw-d31.kdump")).kernel
+    notes = list(kernel.notes)
+    torn = next(number for number, note in enumerate(notes) if note.name == b"CORE" and note.type == 1)
+    notes[torn] = notes[torn]._replace(desc=notes[torn].desc[:size])
+    inspector = Inspector(replace(kernel, notes=tuple(notes)))
+    assert inspector.cpu_registers(0) is None
+    assert f"processor 0: registers unknown: the NT_PRSTATUS note has {size} bytes" in " ".join(inspector.problems)
+    with pytest.raises(ViewError, match="no registers of processor 0"):
+        inspector.stack(inspector.need_running(0))
+    assert inspector.cpu_registers(1) is not None
+    assert len(inspector.stack(inspector.need_running(1)).frames) > 5
