@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.ranges import PfnSet
 from dumpfs.units import Pfn
 
@@ -18,23 +19,60 @@ Bits: TypeAlias = npt.NDArray[np.uint8]
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 _READ_BYTES = 1 << 20
+_MAX_BYTES = 1 << 30
+"""Of one bitmap: 32 TiB of 4 KiB pages. A header may claim more, or a segment lie there, with nothing between."""
 _POPCOUNT = np.array([i.bit_count() for i in range(256)], dtype=np.uint8)
 
 
 def bits_of(members: PfnSet, stop: Pfn) -> Bits:
-    """The members below `stop` as a bitmap of `ceil(stop / 8)` bytes."""
+    """The members below `stop` as a bitmap of `ceil(stop / 8)` bytes.
+
+    Raises:
+        UnsupportedFeatureError: memory reaches too far for that.
+    """
     size = (stop + 7) // 8
-    out = np.zeros(size, dtype=np.uint8)
+    if size > _MAX_BYTES:
+        raise UnsupportedFeatureError(
+            "write",
+            f"memory reaches to page {stop:#x}, and a dump of it takes two bitmaps of {size >> 20} MiB",
+            hint="dumpfs mount and dumpfs cat show what is there",
+        )
+    out = np.zeros(size, dtype=np.uint8)  # what is not written to takes no memory
+    add_members(out, members)
+    if stop % 8 and size:
+        out[-1] &= 0xFF >> (8 - stop % 8)
+    return out
+
+
+def add_members(bits: Bits, members: PfnSet) -> None:
+    """Set the bits of a set's members, as far as the bitmap goes."""
+    for offset, data in _pieces(members, len(bits)):
+        bits[offset : offset + len(data)] |= data
+
+
+def without(bits: Bits, members: PfnSet) -> Bits:
+    """A copy of a bitmap without a set's members."""
+    out = np.zeros(len(bits), dtype=np.uint8)
+    for offset in range(0, len(bits), _READ_BYTES):
+        piece = bits[offset : offset + _READ_BYTES]
+        if piece.any():
+            out[offset : offset + len(piece)] = piece
+    for offset, data in _pieces(members, len(bits)):
+        out[offset : offset + len(data)] &= ~data
+    return out
+
+
+def _pieces(members: PfnSet, size: int) -> Iterator[tuple[int, Bits]]:
+    """(offset, bytes) of the pieces of a set's bitmap in which there are members."""
     offset = 0
     while offset < size:
         data = members.read_bits(offset, min(_READ_BYTES, size - offset))
         if not data:
-            break
-        out[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)
+            return
+        piece = np.frombuffer(data, dtype=np.uint8)
+        if piece.any():
+            yield offset, piece
         offset += len(data)
-    if stop % 8 and size:
-        out[-1] &= 0xFF >> (8 - stop % 8)
-    return out
 
 
 def pfn_flags(members: PfnSet, first: Pfn, stop: Pfn) -> Flags:

@@ -14,7 +14,7 @@ import numpy as np
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
 from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Bits, bits_of, window
+from dumpfs.writer.bitmaps import Bits, add_members, bits_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
 
 CLASS_LEVELS = LEVEL_CACHE | LEVEL_CACHE_PRIVATE | LEVEL_USER | LEVEL_FREE
@@ -78,7 +78,7 @@ def select_pages(
     """
     ram = bits_of(image.ram, max_mapnr)
     dump = bits_of(image.stored, max_mapnr)
-    dump |= bits_of(image.lost, max_mapnr)
+    add_members(dump, image.lost)
     chosen = Selection(ram, dump)
     page_size = image.meta.block_size
     if not keep_partial:

@@ -22,7 +22,7 @@ from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.pageclass import PageClassifier
 from dumpfs.memory.allocator import keep_freed_memory
 from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Bits, bits_of, count_bits
+from dumpfs.writer.bitmaps import count_bits, without
 from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
 from dumpfs.writer.copythrough import choose_encoder
 from dumpfs.writer.estimate import Estimate, estimate_size
@@ -239,9 +239,7 @@ def _classifier(kernel: Kernel, level: int, keep_unknown: bool, hooks: Hooks) ->
 
 def _elf_plan(plan: WritePlan, request: WriteRequest, hooks: Hooks) -> WritePlan:
     """The plan of an ELF core: lost and zero pages are not in it."""
-    lost = bits_of(plan.image.lost, plan.facts.max_mapnr)
-    dump: Bits = plan.dump & ~lost
-    ram: Bits = plan.ram & ~lost
+    dump, ram = without(plan.dump, plan.image.lost), without(plan.ram, plan.image.lost)
     notes = keep_kernel_notes(plan.facts.notes, plan.facts.byteorder)  # gdb does what notes of processes say
     for notice in notes.notices:
         hooks.notice(notice)

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.ranges import RangeSet
-from dumpfs.writer.bitmaps import Batches, bits_of, count_bits, runs_of, window
+from dumpfs.writer.bitmaps import Batches, add_members, bits_of, count_bits, runs_of, window, without
+from dumpfs.writer.sink_elf import all_runs
 
 members = st.sets(st.integers(0, 999), max_size=300)
 
@@ -50,3 +52,18 @@ def test_batches_that_begin_at_the_end_are_none():
 def test_batches_of_a_part_have_only_its_pages(first):
     found = list(Batches(bits(set(range(200))), first, 192, 1000, 1 << 16))
     assert sum(count for _, _, count in found) == 192 - first
+
+
+def test_memory_that_reaches_too_far_for_a_bitmap_is_refused():
+    with pytest.raises(UnsupportedFeatureError, match="two bitmaps of 2048 MiB"):
+        bits_of(RangeSet([(5, 6), ((1 << 34) - 1, 1 << 34)]), 1 << 34)
+
+
+def test_bitmap_without_a_set_is_a_copy():
+    bits = bits_of(RangeSet([(0, 70), (1 << 24, (1 << 24) + 9)]), 1 << 25)
+    left = without(bits, RangeSet([(3, 5), (1 << 24, (1 << 24) + 4)]))
+    add_members(left, RangeSet([(1000, 1001)]))
+    assert list(all_runs(left, 1 << 25).tolist()) == [
+        [0, 3], [5, 70], [1000, 1001], [(1 << 24) + 4, (1 << 24) + 9]
+    ]  # fmt: skip
+    assert count_bits(bits) == 79
