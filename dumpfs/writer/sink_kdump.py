@@ -61,7 +61,7 @@ class KdumpLayout:
         """The layout of a dump with `count` stored pages."""
         size = facts.page_size
         sub_bytes = SUB.size(facts.abi) + len(facts.notes)
-        bits = (facts.max_mapnr + 7) // 8
+        bits = max((facts.max_mapnr + 7) // 8, 1)  # no reader takes a header without bitmaps for one
         return cls(facts.abi, size, -(-sub_bytes // size), -(-bits // size) * size, count)
 
     @property

@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,26 +154,32 @@ def _write(path: Path, rng: random.Random, outcome: Outcome, report: Callable[[s
 
 
 def _compare(path: Path, target: Path, outcome: Outcome) -> None:
-    source, written = open_image([path]), open_image([target])
-    try:
-        memory = PhysMemory(written, 4096, HolePolicy.ERROR)
-        for paddr, data in _stored(source):
-            try:
-                same = memory.read(paddr, len(data)) == data
-            except ExcludedPageError as exc:
-                if not any(data):
-                    continue  # an ELF core has no shared page of zeros: it leaves out what a kdump shares
-                outcome.problems.append(f"left out in writing: {exc}")
-                return
-            except DumpfsError as exc:
-                outcome.problems.append(f"lost in writing: {exc}")
-                return
-            if not same:
-                outcome.problems.append(f"written wrongly: memory at {paddr:#x}")
-                return
-    finally:
-        source.close()
-        written.close()
+    with closing(open_image([path])) as source:
+        try:
+            written = open_image([target])
+        except DumpfsError as exc:
+            outcome.problems.append(f"what was written cannot be opened: {exc}")
+            return
+        with closing(written):
+            _compare_pages(source, written, outcome)
+
+
+def _compare_pages(source: DumpImage, written: DumpImage, outcome: Outcome) -> None:
+    memory = PhysMemory(written, 4096, HolePolicy.ERROR)
+    for paddr, data in _stored(source):
+        try:
+            same = memory.read(paddr, len(data)) == data
+        except ExcludedPageError as exc:
+            if not any(data):
+                continue  # an ELF core has no shared page of zeros: it leaves out what a kdump shares
+            outcome.problems.append(f"left out in writing: {exc}")
+            return
+        except DumpfsError as exc:
+            outcome.problems.append(f"lost in writing: {exc}")
+            return
+        if not same:
+            outcome.problems.append(f"written wrongly: memory at {paddr:#x}")
+            return
 
 
 def _stored(image: DumpImage) -> list[tuple[int, bytes]]:
