@@ -58,6 +58,7 @@ def _become_daemon(
 
     try:
         os.close(receiver)
+        _close_inherited()
         os.setsid()
         if os.fork():
             os._exit(0)
@@ -79,6 +80,20 @@ def _become_daemon(
         tell({"message": f"unexpected {type(exc).__name__}: {exc}", "hint": "-f -d tells more"})
     finally:
         os._exit(code)
+
+
+def _close_inherited() -> None:
+    """Close what the command was started with beside its standard descriptors: a script's lock, the end of a pipe.
+
+    Whoever waits for these to be closed would wait until the dump is unmounted. They are told by what got them here:
+    they stay open over an exec, and nothing does that a Python program opens.
+    """
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if descriptor > max(_STANDARD) and os.get_inheritable(descriptor):
+                os.close(descriptor)
+        except OSError:
+            continue  # it was the listing's own
 
 
 def _let_go_of_terminal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.conftest import DUMPFS, is_mounted, run, wait_until
+from tests.fuse.conftest import DUMPFS, SECONDS, is_mounted, run, wait_until
 
 DUMP = "mkd-raw-d31.kdump"
 
@@ -177,6 +178,22 @@ def test_failure_to_mount_in_the_background_reaches_the_terminal(mount, dump):
     assert done.returncode == 7
     assert "Operation not permitted" in message(done)[0]
     assert "SYS_ADMIN" in message(done)[1]
+
+
+def test_mount_holds_no_descriptor_of_who_mounted(mount, dump, tmp_path):
+    path = mount.point()
+    lock = tmp_path / "lock"
+    ours, theirs = os.pipe()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        command = [DUMPFS, "mount", "-o", f"log={mount.log_file(path)}", str(dump), str(path)]
+        assert subprocess.run(command, pass_fds=(file.fileno(), theirs), timeout=SECONDS, check=False).returncode == 0
+    os.close(theirs)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with os.fdopen(ours, "rb") as pipe:
+        assert pipe.read() == b""
+    assert (path / "status").read_bytes()
 
 
 def test_error_while_serving_begins_reaches_the_terminal(mount, dump):
