@@ -7,20 +7,18 @@ the corpus into a cache that outlives the run.
 
 from __future__ import annotations
 
-import lzma
 import os
 import re
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "tests" / "data"
+from tests.corpus import CORPUS, DATA, unpack
+from tests.corpus import find as find_file
+
 CI = bool(os.environ.get("CI"))
 
 settings.register_profile(
@@ -82,19 +80,6 @@ def no_unexpected_log(request: pytest.FixtureRequest, caplog: pytest.LogCaptureF
     assert not unexpected, f"unexpected warnings in the log: {unexpected}"
 
 
-def _unpack(packed: Path, target: Path) -> None:
-    """Decompress an .xz file; the target appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as out:
-        try:
-            with lzma.open(packed) as source:
-                shutil.copyfileobj(source, out, 1 << 20)
-            Path(out.name).replace(target)
-        except BaseException:
-            Path(out.name).unlink(missing_ok=True)
-            raise
-
-
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Path of a file of tests/data by the name it has when unpacked; read-only by agreement."""
@@ -108,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             folder.append(tmp_path_factory.mktemp("data"))
         target = folder[0] / name
         if not target.exists():
-            _unpack(packed, target)
+            unpack(packed, target)
         return target
 
     return find
@@ -120,19 +105,11 @@ def corpus(data: Callable[[str], Path]) -> Callable[[str], Path]:
 
     Without a corpus, what `tests/data` has of it serves.
     """
-    folder = Path(os.environ.get("DUMPFS_CORPUS", ROOT.parent / "shared" / "corpus"))
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    cache = Path(os.environ.get("DUMPFS_CORPUS_CACHE", Path(base) / "dumpfs-corpus"))
 
     def find(name: str) -> Path:
-        plain, packed = folder / name, folder / f"{name}.xz"
-        if plain.exists():
-            return plain
-        if packed.exists():
-            target = cache / name
-            if not target.exists() or target.stat().st_mtime < packed.stat().st_mtime:
-                _unpack(packed, target)
-            return target
+        found = find_file(CORPUS, name)
+        if found is not None:
+            return found
         committed = data(Path(name).name)
         if name.startswith("tiny/") and committed.exists():
             return committed

@@ -59,7 +59,6 @@ from dumpfs.vmcoreinfo import Vmcoreinfo
 _MAX_PHDRS = 1 << 18
 """A terabyte cut into pieces of four megabytes; the largest seen by us has 70,131."""
 _MAX_NOTE_BYTES = 64 << 20
-"""Some thirty for each of 8192 processors."""
 _MAX_VIRTUAL_LOADS = 4096
 _MAX_PHENTSIZE = 1024
 

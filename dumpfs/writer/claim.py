@@ -209,7 +209,7 @@ def _holder(fd: int) -> str:
             rows = [line.split() for line in locks]
         pid = next(row[-4] for row in rows if len(row) >= 8 and row[1] == "FLOCK" and row[-3] == place)
         with open(f"/proc/{pid}/comm", "rb") as file:
-            name = file.read(64).strip()
+            name = os.fsdecode(file.read(64).strip())
     except (OSError, StopIteration):
         return "another process"
-    return f"process {pid} ({ascii(name.decode('utf-8', 'replace'))[1:-1]})"
+    return f"process {pid} ({name})"  # an error escapes what it quotes

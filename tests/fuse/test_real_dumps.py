@@ -13,7 +13,7 @@ import pytest
 
 from dumpfs.vfs.context import Dump
 from tests.build.kdump import KdumpSpec, split_parts
-from tests.conftest import ROOT
+from tests.corpus import ROOT
 from tests.fuse.conftest import is_mounted, run
 from tests.unit.cli.dumps import MAX_PFN, flat_memory, memory
 

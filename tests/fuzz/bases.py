@@ -6,21 +6,16 @@ millisecond. Real ones bring a kernel to look into.
 
 from __future__ import annotations
 
-import lzma
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.corpus import CORPUS, DATA, find
 from tests.fuzz.places import read_by_views
 from tests.property import samples
 
-ROOT = Path(__file__).resolve().parents[2]
-_DATA = ROOT / "tests" / "data"
-_CORPUS = Path(os.environ.get("DUMPFS_CORPUS", ROOT.parent / "shared" / "corpus"))
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dumpfs-fuzz"
 _DESCRIPTOR = 24
 _PROGRAM_HEADER = 56
 _SHOWN_RECORDS = 300
@@ -173,19 +168,7 @@ def _memory(name: str, file: str) -> Base | None:
 
 def _find(file: str) -> Path | None:
     """A file of tests/data or of the corpus, unpacked."""
-    for folder in (_DATA, _CORPUS):
-        plain, packed = folder / file, folder / f"{file}.xz"
-        if plain.exists():
-            return plain
-        if packed.exists():
-            target = _CACHE / file
-            if not target.exists() or target.stat().st_mtime < packed.stat().st_mtime:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_suffix(f".{os.getpid()}")
-                part.write_bytes(lzma.decompress(packed.read_bytes()))
-                part.replace(target)
-            return target
-    return None
+    return find(DATA, file) or find(CORPUS, file)
 
 
 _REAL: dict[str, tuple[Callable[..., Base | None], tuple[object, ...]]] = {

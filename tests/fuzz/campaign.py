@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from tests.corpus import ROOT
 from tests.fuzz import bases
 from tests.fuzz.worker import Counts, Finding, run_cases
 
@@ -20,7 +22,6 @@ _CHUNK = {False: 500, True: 25}
 _STAGE_BYTES = 512
 _KEPT = 5
 """Findings of one signature to write down."""
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -69,7 +70,8 @@ class Campaign:
         self.names = [name for name in names if bases.load(name) is not None]
         self.tally = Tally()
         self._work = Path(mkdtemp(prefix="dumpfs-fuzz-", dir="/dev/shm"))
-        self._running: dict[int, tuple[Chunk, int, int, float]] = {}
+        self._running: dict[int, tuple[Chunk, int, int]] = {}
+        """By process id: what it does, and the descriptors of its stage and result."""
         self._signatures: Counter[str] = Counter()
         self._state = self._load_state()
         self._left: list[Chunk] = []
@@ -122,13 +124,13 @@ class Campaign:
                 code = 0
             finally:
                 os._exit(code)
-        self._running[pid] = (chunk, stage, result, time.monotonic())
+        self._running[pid] = chunk, stage, result
 
     def _collect(self) -> None:
         pid, status, usage = os.wait4(-1, 0)
         if pid not in self._running:
             return
-        chunk, stage, result, _ = self._running.pop(pid)
+        chunk, stage, result = self._running.pop(pid)
         seconds = usage.ru_utime + usage.ru_stime
         self.tally.cpu[chunk.name] += seconds
         text = os.pread(result, os.fstat(result).st_size, 0)
@@ -192,7 +194,8 @@ def _work(chunk: Chunk, folder: Path, stage: int, result: int) -> None:
     os.pwrite(result, json.dumps({"counts": asdict(counts), "findings": [asdict(f) for f in findings]}).encode(), 0)
 
 
+@cache
 def _commit() -> str:
-    """What is being tested."""
+    """What is being tested: what was there when it was imported."""
     done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, check=False)
     return done.stdout.decode().strip()

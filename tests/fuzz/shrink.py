@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -71,7 +72,7 @@ def run_apart(name: str, seed: int, damage: Damage) -> Finding | None:
                 base = bases.load(name)
                 assert base is not None
                 finding = run_case(Bench(base, Path(folder)), seed, damage)
-                os.write(writer, json.dumps(finding and finding.__dict__).encode())
+                os.write(writer, json.dumps(finding and asdict(finding)).encode())
         finally:
             os._exit(0)
     os.close(writer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from dumpfs.fuse.process import limit_memory
 from tests.fuzz.bases import Base, load
 from tests.fuzz.drive import Outcome, drive
 from tests.fuzz.mutate import Damage, damage_of
@@ -206,10 +207,7 @@ def limit_process() -> None:
     """Have a case that takes too much fail: memory by the system, time by our own signals."""
     signal.signal(signal.SIGPROF, _time_is_up)
     signal.signal(signal.SIGALRM, _time_is_up)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # which maps terabytes for its own use
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2 * MEMORY, hard))
+    limit_memory(2 * MEMORY)
 
 
 def _status(key: str) -> int:

@@ -9,9 +9,11 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import Segment
 
 from dumpfs.vfs.context import Dump
 
@@ -319,16 +321,21 @@ def test_own_symbol_file_alone_will_do(folder):
     assert "entry_SYSCALL_64_after_hwframe" in said
 
 
+def first_registers(file: BinaryIO) -> tuple[list[Segment], int, list[int]]:
+    """Of a core: its segments, and where the registers of the first thread are and what they hold."""
+    segments = list(ELFFile(file).iter_segments())
+    notes = segments[0]["p_offset"]
+    file.seek(notes)
+    at = notes + file.read(segments[0]["p_filesz"]).index(b"CORE\0") + 8 + 112
+    file.seek(at)
+    return segments, at, list(struct.unpack("<27Q", file.read(8 * 27)))
+
+
 def called_null(source: Path, target: Path) -> None:
     """The panicking processor's registers as after a call of NULL."""
     shutil.copyfile(source, target)
     with target.open("r+b") as file:
-        segments = list(ELFFile(file).iter_segments())
-        notes = segments[0]["p_offset"]
-        file.seek(notes)
-        at = notes + file.read(segments[0]["p_filesz"]).index(b"CORE\0") + 8 + 112
-        file.seek(at)
-        registers = list(struct.unpack("<27Q", file.read(8 * 27)))
+        segments, at, registers = first_registers(file)
         stack = registers[19] - 8
         segment = next(s for s in segments[1:] if s["p_vaddr"] <= stack < s["p_vaddr"] + s["p_filesz"])
         file.seek(segment["p_offset"] + stack - segment["p_vaddr"])
@@ -362,12 +369,7 @@ def interrupted_core(dump: Dump, source: Path, target: Path, *, user: bool) -> N
     )
     shutil.copyfile(source, target)
     with target.open("r+b") as file:
-        segments = list(ELFFile(file).iter_segments())
-        notes = segments[0]["p_offset"]
-        file.seek(notes)
-        registers_at = notes + file.read(segments[0]["p_filesz"]).index(b"CORE\0") + 8 + 112
-        file.seek(registers_at)
-        registers = list(struct.unpack("<27Q", file.read(8 * 27)))
+        segments, registers_at, registers = first_registers(file)
         rip, rsp = registers[16], registers[19]
         saved = [*registers[:16], rip, 0x10, 0x2, rsp, 0x18]
         if user:

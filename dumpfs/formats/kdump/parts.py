@@ -201,9 +201,8 @@ class _Written:
         self._zero_row = shared * _ROW
 
     def _is_zero_row(self, first: int, stop: int) -> bool:
-        header, source = self._part.header, self._part.table.source
         size = (stop - first) * DESCRIPTOR_BYTES
-        return source.read_at(header.descriptor_offset + first * DESCRIPTOR_BYTES, size) == self._zero_row[:size]
+        return self._part.table.raw_descriptors(first, stop - first) == self._zero_row[:size]
 
     def _lost(self, index: int) -> bool:
         table = self._part.table
@@ -245,15 +244,15 @@ class _Written:
         table every nth row is looked at.
         """
         rows = range(first, self._count, _ROW * max((self._count - first) // _ROW // _LOOKED_ROWS, 1))
-        base, source = self._part.header.descriptor_offset, self._part.table.source
+        base, table = self._part.header.descriptor_offset, self._part.table
         looked = 0
         for row in rows:
             stop = min(row + _ROW, self._count)
             place = base + row * DESCRIPTOR_BYTES
             size = (stop - row) * DESCRIPTOR_BYTES
-            if source.next_data(place) >= place + size:
+            if table.source.next_data(place) >= place + size:
                 continue
-            raw = source.read_at(place, size)
+            raw = table.raw_descriptors(row, stop - row)
             if not raw.strip(b"\0"):
                 continue
             each = (raw[at : at + DESCRIPTOR_BYTES] for at in range(0, size, DESCRIPTOR_BYTES))
