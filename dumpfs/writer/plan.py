@@ -131,14 +131,15 @@ def header_facts(
         uts = Utsname("Linux", release=kernel.release, machine=machine)
     cpus = sum(1 for note in parse_notes(notes, kernel.byteorder) if is_prstatus(note))
     phys_base = kernel.phys_base if kernel.phys_base is not None else meta.phys_base
+    word_size = meta.word_size if meta.word_size == 8 else kernel.word_size
     return HeaderFacts(
         machine=kernel.machine,
         byteorder=kernel.byteorder,
-        word_size=meta.word_size if meta.word_size == 8 else kernel.word_size,
+        word_size=word_size,
         page_size=meta.block_size,
         max_mapnr=max_mapnr,
         uts=uts,
-        timestamp=_timestamp(kernel.crash_time or 0.0),
+        timestamp=_timestamp(kernel.crash_time or 0.0, word_size),
         nr_cpus=cpus or meta.nr_cpus or 0,
         phys_base=phys_base or 0,
         dump_level=level | (meta.dump_level or 0),
@@ -151,10 +152,10 @@ def header_facts(
     )
 
 
-def _timestamp(seconds: float) -> tuple[int, int]:
-    """Seconds and microseconds for the header, 0 where no header, one of 32 bits included, can hold what is said."""
+def _timestamp(seconds: float, word_size: int) -> tuple[int, int]:
+    """Seconds and microseconds for the header, whose words are signed; 0 where they cannot hold what is said."""
     whole = int(seconds)
-    return (whole, min(round(seconds % 1 * 1e6), 999_999)) if 0 < whole < 1 << 31 else (0, 0)
+    return (whole, min(round(seconds % 1 * 1e6), 999_999)) if 0 < whole < 1 << 8 * word_size - 1 else (0, 0)
 
 
 def make_plan(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dumpfs.formats import open_image
+from dumpfs.formats.kdump.header import parse_header
 from dumpfs.sources.local import FileSource
 from dumpfs.units import PageState
 from dumpfs.writer.bytesink import PlainSink
@@ -437,3 +438,15 @@ def test_source_is_read_ahead_for_as_many_workers_as_can_work(source, tmp_path, 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
     write_dump(WriteRequest((source[1],), (str(tmp_path / "out"),), threads=threads), Hooks())
     assert opened == [min(threads, 3)]
+
+
+@pytest.mark.parametrize("layout", ["64", "32packed"])
+@pytest.mark.parametrize("seconds", [1, 1700000000, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 63, -5])
+def test_time_of_crash_is_kept_where_the_header_can_hold_it(tmp_path, layout, seconds):
+    bits = 63 if layout == "64" else 31
+    info = f"OSRELEASE=6.1.0\nCRASHTIME={seconds}\n".encode()
+    spec = KdumpSpec(layout=layout, machine="x86_64" if layout == "64" else "i686", vmcoreinfo=info)
+    (tmp_path / "source").write_bytes(build_kdump(Memory(PAGE, 9, {3: Page(b"x" * PAGE)}), spec).data)
+    write(str(tmp_path / "source"), tmp_path / "out")
+    written = parse_header(FileSource(tmp_path / "out")).main["tv_sec"]
+    assert written == (seconds if 0 < seconds < 1 << bits else 0)
