@@ -173,6 +173,20 @@ def overlay(firsts: Sequence[int], stops: Sequence[int]) -> Iterator[tuple[int, 
         yield held
 
 
+def merge_runs(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ascending half-open runs, those that touch or overlap joined."""
+    held = (-1, -1)
+    for first, stop in runs:
+        if first <= held[1]:
+            held = held[0], max(stop, held[1])
+            continue
+        if held[0] >= 0:
+            yield held
+        held = first, stop
+    if held[0] >= 0:
+        yield held
+
+
 def render_bits(members: PfnSet, offset: int, size: int) -> bytes:
     """`size` bytes of `members` as a bitmap from byte `offset` on, made from its runs."""
     base = offset * 8
@@ -274,6 +288,8 @@ class MaskedSet:
             yield from self._base.runs(low, high)
 
     def read_bits(self, offset: int, size: int) -> bytes:
-        """See `PfnSet.read_bits`."""
-        size = max(min(size, (self.stop + 7) // 8 - offset), 0)
-        return render_bits(self, offset, size)
+        """See `PfnSet.read_bits`; the base's own bits, as a set of single pages has as many runs as members."""
+        data = self._base.read_bits(offset, size)
+        mask = render_bits(self._windows, offset, len(data))
+        joined = int.from_bytes(data, "little") & int.from_bytes(mask, "little")
+        return joined.to_bytes(len(data), "little")

@@ -14,7 +14,7 @@ from dumpfs.arch.walk import PageTables
 from dumpfs.arch.x86_64 import DEFAULT_IMAGE_SIZE, DIRECT_MAP, START_KERNEL_MAP, kernel_entries, page_tables
 from dumpfs.errors import DumpfsError
 from dumpfs.memory.physical import PhysMemory
-from dumpfs.memory.scan import plan_windows
+from dumpfs.memory.scan import plan_windows, written_runs
 
 _PAGE = 0x1000
 _LAST = 0xFF8
@@ -62,7 +62,7 @@ def _candidates(phys: PhysMemory) -> Iterator[int]:
     if phys.image.meta.block_size != _PAGE:
         return
     left = _MAX_BYTES
-    for first, count in plan_windows(phys.image.stored, _PAGE):
+    for first, count in plan_windows(written_runs(phys.image), _PAGE):
         left -= count * _PAGE
         if left < 0:
             return

@@ -223,7 +223,7 @@ def _tell(args: argparse.Namespace, request: WriteRequest, report: WriteReport, 
 
 
 def _incomplete(report: WriteReport) -> IncompleteDumpError:
-    names = ", ".join(report.names)
+    names = ", ".join(report.names) or "the dump"
     if report.cause:
         return IncompleteDumpError(
             f"{names}: {report.missing} of {report.plan.count} pages are missing: {report.cause}",

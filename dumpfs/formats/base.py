@@ -8,7 +8,7 @@ pages; makedumpfile's 32-bit ARM dumps count from the start of RAM).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -121,6 +121,14 @@ class PlainImage(Protocol):
 
     def plain_pages(self) -> PlainPages | None:
         """Where its pages are, or None: not so simply, or some are missing."""
+
+
+@runtime_checkable
+class SparseImage(Protocol):
+    """An image that knows where its file has holes: terabytes that nobody wrote, and that need not be read."""
+
+    def written_runs(self, first: Pfn, stop: Pfn) -> Iterator[tuple[Pfn, Pfn]]:
+        """Runs of the stored blocks in `[first, stop)`, ascending, without those that lie in a hole: zeros all."""
 
 
 class DumpImage(Protocol):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dumpfs.errors import SourceError
 from dumpfs.formats.base import Blob, DumpMeta, PageInfo
-from dumpfs.ranges import RangeSet, overlay
+from dumpfs.ranges import RangeSet, merge_runs, overlay
 from dumpfs.sources.base import ByteSource
 from dumpfs.units import PageState, Pfn
 
@@ -316,6 +316,31 @@ class SegmentImage:
         if low + done == high:
             return set()
         return set(range((low + done) // block_size, -(-high // block_size)))
+
+    def written_runs(self, first: Pfn, stop: Pfn) -> Iterator[tuple[Pfn, Pfn]]:
+        """See `SparseImage.written_runs`."""
+        if self._source.next_hole(0) >= self._source.size:
+            yield from self.stored.runs(first, stop)
+            return
+        for run in self.stored.runs(first, stop):
+            yield from merge_runs(self._written(*run))
+
+    def _written(self, first: Pfn, stop: Pfn) -> Iterator[tuple[Pfn, Pfn]]:
+        """The blocks of one stored run in which a byte was written, ascending; neighbours may share a block."""
+        pieces, size = self._map, self._map.block_size
+        paddr, end = first * size, stop * size
+        i = pieces.piece(paddr)
+        while i < len(pieces.firsts) and (paddr := max(paddr, pieces.firsts[i])) < end:
+            high = min(pieces.stops[i], end)
+            shift = pieces.offsets[i] - pieces.firsts[i]
+            while pieces.kinds[i] == _STORED and paddr < high:
+                data = min(self._source.next_data(paddr + shift) - shift, high)
+                paddr = max(data, paddr)
+                hole = min(max(self._source.next_hole(paddr + shift) - shift, paddr + 1), high)
+                if paddr < high:
+                    yield paddr // size, -(-hole // size)
+                paddr = hole
+            i += 1
 
     def stored_blobs(self, first: Pfn, count: int) -> list[Blob]:
         """See `DumpImage.stored_blobs`; content is never compressed."""

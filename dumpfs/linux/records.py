@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dumpfs.errors import DumpfsError
 from dumpfs.linux.types import Member, Types
 from dumpfs.memory.virtual import AddressSpace
+from dumpfs.ranges import merge_runs
 from dumpfs.structs import ByteOrder
 from dumpfs.units import one_line
 
@@ -89,15 +90,19 @@ def read_record(space: AddressSpace, types: Types, struct: str, vaddr: int, *, s
 
 
 def read_pieces(space: AddressSpace, vaddr: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """(address, bytes) of what can be read of a range, in pieces of at most 64 KiB; gaps are left out page by page."""
-    position = vaddr
-    while position < vaddr + size:
-        step = min(_PIECE - position % _PIECE, vaddr + size - position)
-        try:
-            yield position, space.read(position, step)
-        except DumpfsError:
-            yield from _read_pages(space, position, step)
-        position += step
+    """(address, bytes) of what can be read of a range, in pieces of at most 64 KiB; gaps are left out page by page.
+
+    Where the range is mapped in one, what the dump does not have is passed over at once: of the hundreds of megabytes
+    that a kernel image may take, a small or filtered dump has few.
+    """
+    for position, stop in merge_runs(space.stored_ranges(vaddr, size)):
+        while position < stop:
+            step = min(_PIECE - position % _PIECE, stop - position)
+            try:
+                yield position, space.read(position, step)
+            except DumpfsError:
+                yield from _read_pages(space, position, step)
+            position += step
 
 
 def _read_pages(space: AddressSpace, vaddr: int, size: int) -> Iterator[tuple[int, bytes]]:

@@ -21,7 +21,7 @@ from dumpfs.elf.structs import EHDR, EI_VERSION, ET_CORE, PT_NOTE, build_ident, 
 from dumpfs.errors import DumpfsError
 from dumpfs.formats.base import DumpImage
 from dumpfs.memory.physical import PhysMemory
-from dumpfs.memory.scan import plan_windows
+from dumpfs.memory.scan import plan_windows, written_runs
 from dumpfs.notes import parse_notes
 from dumpfs.structs import ByteOrder
 from dumpfs.vmcoreinfo import Vmcoreinfo
@@ -73,7 +73,7 @@ def scan_memory(image: DumpImage, limit: int = MAX_SCAN) -> Iterator[Candidate]:
     """Every candidate in the first `limit` bytes of stored memory, each text once, ascending by address."""
     block_size = image.meta.block_size
     seen: set[bytes] = set()
-    for first, count in plan_windows(image.stored, block_size):
+    for first, count in plan_windows(written_runs(image), block_size):
         if limit <= 0:
             return
         limit -= count * block_size

@@ -10,14 +10,14 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple
 
 from dumpfs.errors import DumpfsError
-from dumpfs.formats.base import DumpImage
+from dumpfs.formats.base import DumpImage, SparseImage
 from dumpfs.ranges import PfnSet
 from dumpfs.units import PageState, Pfn
 
@@ -95,12 +95,19 @@ class ScanTotals:
         return joined
 
 
-def plan_windows(pages: PfnSet, block_size: int) -> Iterator[tuple[Pfn, int]]:
-    """(first, count) of windows that cover `pages`, ascending; runs with little between them share one."""
+def written_runs(image: DumpImage) -> Iterator[tuple[Pfn, Pfn]]:
+    """Runs of the stored blocks, ascending; those in holes of the file, which are zeros, left out where known."""
+    if isinstance(image, SparseImage):
+        return image.written_runs(0, image.stored.stop)
+    return image.stored.runs()
+
+
+def plan_windows(runs: Iterable[tuple[Pfn, Pfn]], block_size: int) -> Iterator[tuple[Pfn, int]]:
+    """(first, count) of windows that cover ascending runs; runs with little between them share one."""
     limit = max(_WINDOW_BYTES // block_size, 1)
     gap = _GAP_BYTES // block_size
     first = stop = -1
-    for run_first, run_stop in pages.runs():
+    for run_first, run_stop in runs:
         if first >= 0 and run_first > stop + gap:
             yield first, stop - first
             first = -1
@@ -115,12 +122,12 @@ def plan_windows(pages: PfnSet, block_size: int) -> Iterator[tuple[Pfn, int]]:
         yield first, stop - first
 
 
-def plan_batches(pages: PfnSet, block_size: int) -> Iterator[list[tuple[Pfn, int]]]:
+def plan_batches(runs: Iterable[tuple[Pfn, Pfn]], block_size: int) -> Iterator[list[tuple[Pfn, int]]]:
     """The windows of `plan_windows`, gathered until they are worth a result of their own."""
     wanted = max(_BATCH_BYTES // block_size, 1)
     batch: list[tuple[Pfn, int]] = []
     blocks = 0
-    for window in plan_windows(pages, block_size):
+    for window in plan_windows(runs, block_size):
         batch.append(window)
         blocks += window[1]
         if blocks >= wanted:
@@ -150,21 +157,28 @@ def scan_batch(image: DumpImage, pages: PfnSet, batch: Sequence[tuple[Pfn, int]]
 def scan_image(image: DumpImage, jobs: int = 1) -> Generator[BatchResult, None, None]:
     """Read every block that is said to be stored; results come in any order.
 
-    Closing the generator ends the worker processes.
+    What lies in holes of the file is not read: it is zeros, and counted as good in the last result. Closing the
+    generator ends the worker processes.
 
     Raises:
         DumpfsError: a worker process ended early.
     """
-    pages = image.stored
-    pages.count()  # builds the rank index once, before the fork
-    if jobs <= 1:
-        for batch in plan_batches(pages, image.meta.block_size):
-            yield scan_batch(image, pages, batch)
-        return
-    yield from _scan_forked(image, pages, jobs)
+    left = image.stored.count()  # builds the rank index once, before the fork
+    for result in _scan_forked(image, jobs) if jobs > 1 else _scan_here(image):
+        left -= result.members
+        yield result
+    if left:
+        counts = [0] * len(PageState)
+        counts[PageState.STORED] = left
+        yield BatchResult(tuple(counts), [])
 
 
-def _scan_forked(image: DumpImage, pages: PfnSet, jobs: int) -> Generator[BatchResult, None, None]:
+def _scan_here(image: DumpImage) -> Iterator[BatchResult]:
+    for batch in plan_batches(written_runs(image), image.meta.block_size):
+        yield scan_batch(image, image.stored, batch)
+
+
+def _scan_forked(image: DumpImage, jobs: int) -> Generator[BatchResult, None, None]:
     context = multiprocessing.get_context("fork")
     readers: list[Connection] = []
     workers = []
@@ -173,7 +187,7 @@ def _scan_forked(image: DumpImage, pages: PfnSet, jobs: int) -> Generator[BatchR
             reader, writer = context.Pipe(duplex=False)
             readers.append(reader)
             worker = context.Process(
-                target=_work, args=(image, pages, number, jobs, writer, tuple(readers)), daemon=True
+                target=_work, args=(image, number, jobs, writer, tuple(readers)), daemon=True
             )
             worker.start()
             writer.close()
@@ -208,7 +222,7 @@ def _gather(readers: Sequence[Connection]) -> Generator[BatchResult, None, None]
 
 
 def _work(
-    image: DumpImage, pages: PfnSet, number: int, jobs: int, writer: Connection, readers: tuple[Connection, ...]
+    image: DumpImage, number: int, jobs: int, writer: Connection, readers: tuple[Connection, ...]
 ) -> None:
     """Body of one worker: every `jobs`-th batch, then None.
 
@@ -219,9 +233,9 @@ def _work(
     for reader in readers:
         reader.close()
     try:
-        for index, batch in enumerate(plan_batches(pages, image.meta.block_size)):
+        for index, batch in enumerate(plan_batches(written_runs(image), image.meta.block_size)):
             if index % jobs == number:
-                writer.send(scan_batch(image, pages, batch))
+                writer.send(scan_batch(image, image.stored, batch))
         writer.send(None)
     except BrokenPipeError:
         return

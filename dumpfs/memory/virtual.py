@@ -229,6 +229,26 @@ class AddressSpace:
             yield start, end - start
 
 
+    def stored_ranges(self, vaddr: int, size: int) -> Iterator[tuple[int, int]]:
+        """`[first, stop)` of the parts of a range that lead to stored pages, ascending; nothing is read but tables.
+
+        What cannot be translated is left out, too. Edges are those of the range, or of pages.
+        """
+        vaddr &= self._vaddr_mask
+        end = vaddr + size
+        while vaddr < end:
+            try:
+                paddr, run = self.translate_run(vaddr)
+            except DumpfsError:
+                vaddr = (vaddr & -_MIN_PAGE) + _MIN_PAGE
+                continue
+            stop = min(vaddr + run, end)
+            shift, page = self.phys.page_shift, vaddr - paddr
+            for first, last in self.phys.stored.runs(paddr >> shift, -(-(stop - page) >> shift)):
+                yield max((first << shift) + page, vaddr), min((last << shift) + page, stop)
+            vaddr = stop
+
+
 class SparseReader:
     """An array in kernel memory read on demand, of which parts may be missing from the dump; for one thread.
 

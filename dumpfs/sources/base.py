@@ -48,6 +48,9 @@ class ByteSource(Protocol):
         `offset` itself where holes are not known; lets a scan step over what nobody wrote.
         """
 
+    def next_hole(self, offset: int) -> int:
+        """The first offset from `offset` on at which a hole of zeros begins; `size` where none does or is known."""
+
     def change(self) -> str | None:
         """What happened to the input since it was opened ('truncated from 5 to 3 bytes'), or None."""
 

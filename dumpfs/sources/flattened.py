@@ -343,6 +343,10 @@ class FlattenedSource:
         """See `ByteSource.next_data`; gaps are not looked for: a stream that is nearly all gap is refused."""
         return offset
 
+    def next_hole(self, offset: int) -> int:
+        """See `ByteSource.next_hole`."""
+        return self.size
+
     def change(self) -> str | None:
         """See `ByteSource.change`."""
         return self.inner.change()

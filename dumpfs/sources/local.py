@@ -197,6 +197,15 @@ class FileSource:
         except OSError as exc:
             return self._size if exc.errno == errno.ENXIO else offset
 
+    def next_hole(self, offset: int) -> int:
+        """See `ByteSource.next_hole`."""
+        if offset >= self._size:
+            return self._size
+        try:
+            return min(os.lseek(self._fd, offset, os.SEEK_HOLE), self._size)
+        except OSError:
+            return self._size
+
     def _failure(self, offset: int, exc: OSError) -> SourceError:
         return SourceError(
             self._name,
@@ -271,6 +280,10 @@ class MemorySource:
     def next_data(self, offset: int) -> int:
         """See `ByteSource.next_data`; memory has no holes."""
         return offset
+
+    def next_hole(self, offset: int) -> int:
+        """See `ByteSource.next_hole`."""
+        return self.size
 
     def change(self) -> str | None:
         """Never changes."""

@@ -145,6 +145,20 @@ class Batches:
         if start >= 0:
             yield start, min(last, self._stop), members
 
+    def granules_apart(self, wanted: int) -> list[Pfn]:
+        """First pfns of about `wanted` granules that have members, at even distances among all that have."""
+        filled = [(base, int(np.count_nonzero(counts))) for base, counts in self._counts()]
+        total = sum(count for _, count in filled)
+        numbers = np.unique(np.arange(wanted, dtype=np.int64) * total // max(wanted, 1))
+        chosen: list[Pfn] = []
+        before = 0
+        for base, counts in self._counts():
+            places = np.flatnonzero(counts)
+            here = numbers[(numbers >= before) & (numbers < before + len(places))] - before
+            chosen += (base + places[here] * self.GRANULE).tolist()
+            before += len(places)
+        return chosen
+
     def _counts(self) -> Iterator[tuple[Pfn, npt.NDArray[np.int64]]]:
         granule_bytes = self.GRANULE // 8
         begin, end = self._first // 8, (self._stop + 7) // 8

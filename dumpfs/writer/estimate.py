@@ -60,9 +60,8 @@ def estimate_size(plan: WritePlan, *, elf: bool, files: int, tick: Callable[[], 
 
 def _sample(plan: WritePlan) -> list[tuple[Pfn, Pfn]]:
     """The pfns to look at: all of a small dump."""
-    batches = [(first, stop) for first, stop, _ in plan.batches()]
     places = max(_PLACES * 4096 // plan.facts.page_size, _LEAST_PLACES)
-    if len(batches) * plan.batch_pages <= places * Batches.GRANULE:
-        return batches
-    chosen = (batches[i * len(batches) // places] for i in range(places))
-    return sorted({(first, min(stop, first + Batches.GRANULE)) for first, stop in chosen})
+    if plan.count <= places * Batches.GRANULE:
+        return [(first, stop) for first, stop, _ in plan.batches()]
+    stop = plan.facts.max_mapnr
+    return [(first, min(first + Batches.GRANULE, stop)) for first in plan.batches().granules_apart(places)]

@@ -8,6 +8,7 @@ from dumpfs.errors import AbsentPageError
 from dumpfs.linux.btf import Btf
 from dumpfs.linux.types import Types
 from dumpfs.memory.virtual import AddressSpace, LinearMap
+from dumpfs.ranges import RangeSet
 from tests.build.btf import BtfBuilder
 
 PAGE = 4096
@@ -16,8 +17,14 @@ PAGE = 4096
 class FakePhys:
     """Pages that exist once something is written to them."""
 
+    page_shift = 12
+
     def __init__(self) -> None:
         self.pages: dict[int, bytearray] = {}
+
+    @property
+    def stored(self) -> RangeSet:
+        return RangeSet((page, page + 1) for page in self.pages)
 
     def write(self, paddr: int, data: bytes) -> None:
         while data:

@@ -60,7 +60,7 @@ def total(image: FakeImage, jobs: int = 1) -> ScanTotals:
 )
 def test_windows_cover_every_member_once(runs: list[tuple[int, int]]) -> None:
     pages = RangeSet(runs)
-    windows = list(plan_windows(pages, BLOCK))
+    windows = list(plan_windows(pages.runs(), BLOCK))
     covered = [p for first, count in windows for p in range(first, first + count) if p in pages]
     assert covered == [p for a, b in runs for p in range(a, b)]
     assert all(0 < count <= WINDOW for _, count in windows)
@@ -68,7 +68,7 @@ def test_windows_cover_every_member_once(runs: list[tuple[int, int]]) -> None:
 
 def test_window_begins_and_ends_with_a_member() -> None:
     pages = RangeSet([(10, 12), (20, 21), (100_000, 100_001)])
-    assert list(plan_windows(pages, BLOCK)) == [(10, 11), (100_000, 1)]
+    assert list(plan_windows(pages.runs(), BLOCK)) == [(10, 11), (100_000, 1)]
 
 
 def test_progress_counts_only_what_was_asked_for() -> None:
@@ -79,8 +79,8 @@ def test_progress_counts_only_what_was_asked_for() -> None:
 
 def test_far_pages_are_read_one_by_one_but_told_together() -> None:
     pages = RangeSet((p, p + 1) for p in range(0, 100_000, 100))
-    assert [len(batch) for batch in plan_batches(pages, BLOCK)] == [1000]
-    assert {count for batch in plan_batches(pages, BLOCK) for _, count in batch} == {1}
+    assert [len(batch) for batch in plan_batches(pages.runs(), BLOCK)] == [1000]
+    assert {count for batch in plan_batches(pages.runs(), BLOCK) for _, count in batch} == {1}
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

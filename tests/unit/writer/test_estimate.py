@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dumpfs.cli.main import main
 from dumpfs.writer import estimate
+from dumpfs.writer.bitmaps import Batches
 from dumpfs.writer.pipeline.run import Hooks, WriteReport, WriteRequest, write_dump
 from tests.build.kdump import KdumpSpec, build_kdump
 from tests.unit.writer.test_write import sample
+from tests.work import bounded_work
 
 LZO = 2
 
@@ -65,3 +68,23 @@ def test_the_command_prints_it(source, capsys):
     assert "as a file: about " in capsys.readouterr().out
     assert main(["write", "-l", "--dry-run", "--json", source]) == 0
     assert json.loads(capsys.readouterr().out)["estimated_bytes"] > 0
+
+
+def test_places_of_a_sample_lie_evenly_among_what_is_there():
+    bits = np.zeros((1 << 24) // 8, dtype=np.uint8)
+    bits[: 1 << 10] = bits[-(1 << 10) :] = 0xFF  # 128 granules at either end
+    batches = Batches(bits, 0, 1 << 24, 1536, 1 << 16)
+    places = batches.granules_apart(64)
+    assert len(places) == 64
+    assert sum(place < 1 << 13 for place in places) == 32
+    assert places == sorted(set(places))
+    assert all(bits[place // 8] for place in places)
+    assert Batches(bits, 0, 1 << 24, 1536, 1 << 16).granules_apart(1000) == [
+        g * 64 for g in (*range(128), *range((1 << 18) - 128, 1 << 18))
+    ]
+
+
+def test_places_of_terabytes_are_chosen_without_a_walk():
+    batches = Batches(np.full((1 << 28) // 8, 0xFF, dtype=np.uint8), 0, 1 << 28, 1536, 1 << 16)
+    with bounded_work(20_000, "a sample of a terabyte"):
+        assert len(batches.granules_apart(256)) == 256
