@@ -195,16 +195,21 @@ class FileSource:
         try:
             return os.lseek(self._fd, offset, os.SEEK_DATA)  # moves a cursor that nobody uses
         except OSError as exc:
-            return self._size if exc.errno == errno.ENXIO else offset
+            if exc.errno != errno.ENXIO:
+                return offset
+            # Only a hole is left, or the file was cut: what it lost since is no hole of zeros.
+            end = os.fstat(self._fd).st_size
+            return self._size if end >= self._size else max(offset, end)
 
     def next_hole(self, offset: int) -> int:
         """See `ByteSource.next_hole`."""
         if offset >= self._size:
             return self._size
         try:
-            return min(os.lseek(self._fd, offset, os.SEEK_HOLE), self._size)
+            found = os.lseek(self._fd, offset, os.SEEK_HOLE)
         except OSError:
             return self._size
+        return found if found < min(os.fstat(self._fd).st_size, self._size) else self._size  # the end counts as one
 
     def _failure(self, offset: int, exc: OSError) -> SourceError:
         return SourceError(

@@ -58,13 +58,14 @@ def test_bad_pages_among_holes_are_counted_once(tmp_path, jobs):
             file.seek(place)
             file.write(b"x" * BLOCK)
     image = open_raw([FileSource(path)])
-    path.open("r+b").truncate((64 << 20) - BLOCK)  # its last page is lost after it was opened
+    os.truncate(path, (64 << 20) - BLOCK)  # its last page is lost after it was opened
     totals = ScanTotals()
     for result in scan_image(image, jobs):
         totals.add(result)
     stored = (64 << 20) // BLOCK
     assert totals.counts[PageState.STORED] + totals.counts[PageState.LOST] == stored
     assert totals.bad_ranges() == [(stored - 1, stored, PageState.LOST)]
+    image.close()
 
 
 def test_what_was_written_is_what_reads_as_more_than_zeros(tmp_path):
@@ -80,6 +81,7 @@ def test_what_was_written_is_what_reads_as_more_than_zeros(tmp_path):
     assert filled == {0, 256, 767}
     assert filled <= written
     assert list(image.written_runs(257, 700)) == []
+    image.close()
 
 
 def test_bytes_without_holes_are_read_whole():
