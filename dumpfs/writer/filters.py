@@ -13,6 +13,7 @@ import numpy as np
 
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
+from dumpfs.ranges import PfnSet
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, add_members, bits_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
@@ -42,11 +43,16 @@ class Selection:
 
 
 def end_of_memory(image: DumpImage) -> Pfn:
-    """One past the last pfn of the source's RAM, which is max_mapnr in its dump."""
-    end = (image.ram.stop + 7) // 8
+    """One past the last pfn of the source's RAM or of what it stores, which is max_mapnr in its dump."""
+    return max(_end(image.ram), _end(image.stored))
+
+
+def _end(members: PfnSet) -> Pfn:
+    """One past the last member."""
+    end = (members.stop + 7) // 8
     while end > 0:
         begin = max(end - (1 << 18), 0)
-        bits = image.ram.read_bits(begin, end - begin).rstrip(b"\0")
+        bits = members.read_bits(begin, end - begin).rstrip(b"\0")
         if bits:
             return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
         end = begin
@@ -79,6 +85,7 @@ def select_pages(
     ram = bits_of(image.ram, max_mapnr)
     dump = bits_of(image.stored, max_mapnr)
     add_members(dump, image.lost)
+    ram |= dump  # a bitmap that is damaged may deny RAM whose pages are there; nothing stored is left behind for that
     chosen = Selection(ram, dump)
     page_size = image.meta.block_size
     if not keep_partial:
