@@ -113,6 +113,8 @@ class KernelLayout:
     """(vaddr, paddr, bytes) of the kernel image's own mapping, where that is not the direct map."""
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    is_refuted: bool = False
+    """Whether memory contradicts every place that the kernel image might have been at: nothing is placed by guess."""
 
     def set(self, name: str, value: int, origin: str) -> None:
         """Set a fact and say where it came from."""

@@ -8,45 +8,37 @@ as the way in when there is no VMCOREINFO).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from dumpfs.arch.base import (
     U64,
     Arch,
     KernelLayout,
     LayoutFacts,
-    direct_map_samples,
     map_is_right,
     prstatus_layout,
     translates_to_itself,
 )
+from dumpfs.arch.evidence import find_by_utsname, has_utsname
 from dumpfs.arch.walk import Level, PageTables
+from dumpfs.arch.x86_direct import START_KERNEL_MAP, find_direct_map
 from dumpfs.errors import DumpfsError
 from dumpfs.memory.physical import PhysMemory
 from dumpfs.memory.virtual import LinearMap
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
-START_KERNEL_MAP = 0xFFFFFFFF80000000
-"""__START_KERNEL_map: the kernel image is linked at this plus its physical address."""
 MODULES_STOP = 0xFFFFFFFFFF000000
 DEFAULT_IMAGE_SIZE = 1 << 30
 """KERNEL_IMAGE_SIZE with KASLR (512 MiB without)."""
 DEFAULT_TEXT = 0xFFFFFFFF81000000
 """Link address of _text under the default CONFIG_PHYSICAL_START of 16 MiB."""
 _PMD = 1 << 21
-_PUD = 1 << 30
 _ADDRESS = 0x000FFFFFFFFFF000
 _PRESENT, _PSE = 1 << 0, 1 << 7
 _PTI_USER = 1 << 12
 """With page-table isolation a process has two root tables side by side; this cr3 bit picks the user's."""
 _CR3, _CR4, _CR4_LA57 = 416, 424, 1 << 12
 """Byte offsets of cr3 and cr4 in QEMU's note, and cr4's bit for 5-level paging."""
-
-DIRECT_MAP = {
-    4: (0xFFFF880000000000, 0xFFFFC80000000000, (0xFFFF888000000000, 0xFFFF880000000000, 0xFFFF810000000000)),
-    5: (0xFF11000000000000, 0xFF91000000000000, (0xFF11000000000000, 0xFF10000000000000)),
-}
-"""By page-table levels: the window KASLR puts the direct map in, and its defaults (4.20 on, before, before 2.6.27)."""
-
 
 def page_tables(phys: PhysMemory, root: int, depth: int, encryption_mask: int = 0, *, user: bool = False) -> PageTables:
     """The tables at physical address `root`.
@@ -92,14 +84,18 @@ def build_layout(facts: LayoutFacts) -> KernelLayout:
         _find_by_cr3(facts, layout)
     if facts.kaslr is not None:
         layout.set("kaslr_offset", facts.kaslr, "option kaslr")
-    if layout.phys_base is None:
+    if layout.phys_base is None and not layout.is_refuted:
         for value, origin in _phys_base_candidates(facts):
             layout.set("phys_base", value, origin + ", unconfirmed")
             break
     _find_text(facts, layout)
-    _find_direct_map(facts, layout)
+    find_direct_map(facts, layout)
     return layout
 
+
+_TOLD_BY_USER, _TOLD_BY_KERNEL = "option phys_base", "VMCOREINFO NUMBER(phys_base)"
+_MERE_GUESSES = ("the dump header", "the default")
+"""QEMU fills the header's field with its own guess."""
 
 _ROOTS = ("init_top_pgt", "init_level4_pgt", "swapper_pg_dir")
 """Names of the kernel's root table: since 4.13, before, and an alias of either."""
@@ -108,11 +104,11 @@ _ROOTS = ("init_top_pgt", "init_level4_pgt", "swapper_pg_dir")
 def _phys_base_candidates(facts: LayoutFacts) -> Iterator[tuple[int, str]]:
     """(value, origin), best first. QEMU's header field is wrong on relocated kernels, hence so far down."""
     if facts.phys_base is not None:
-        yield facts.phys_base, "option phys_base"
+        yield facts.phys_base, _TOLD_BY_USER
     if facts.info is not None:
         number = facts.info.number("phys_base")
         if number is not None:
-            yield number, "VMCOREINFO NUMBER(phys_base)"
+            yield number, _TOLD_BY_KERNEL
     for vaddr, paddr, _ in sorted(facts.meta.virtual_loads):
         if START_KERNEL_MAP <= vaddr < START_KERNEL_MAP + DEFAULT_IMAGE_SIZE:
             yield paddr - (vaddr - START_KERNEL_MAP), "the kernel text PT_LOAD"
@@ -127,37 +123,87 @@ def _phys_base_candidates(facts: LayoutFacts) -> Iterator[tuple[int, str]]:
     yield 0, "the default"
 
 
+class _Guess(NamedTuple):
+    """A phys_base and what memory says of it."""
+
+    phys_base: int
+    origin: str
+    tables: PageTables
+    right: bool | None
+    """Whether its tables map themselves; None when one is missing."""
+    named: bool | None
+    """Whether the kernel's name is where it puts `init_uts_ns`; None when that is missing."""
+
+
 def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
-    """Tables by the root's symbol: the first phys_base under which the tables map themselves."""
+    """Tables by the root's symbol: the first phys_base under which the tables map themselves.
+
+    Where none does, one by which the kernel's name is where it should be; else what VMCOREINFO says, if it may be so.
+    A mere guess that memory does not confirm places nothing.
+    """
     assert facts.info is not None
-    la57 = facts.info.number("pgtable_l5_enabled")
-    depths = (4, 5) if la57 is None else (5,) if la57 else (4,)
-    mask = (facts.info.number("sme_mask") or 0) & U64
-    unconfirmed: tuple[int, str, PageTables] | None = None
-    refuted = []
+    guesses: list[_Guess] = []
     for phys_base, origin in _phys_base_candidates(facts):
-        paddr = (root - START_KERNEL_MAP + phys_base) & U64
-        for depth in depths:
-            tables = page_tables(facts.phys, paddr, depth, mask)
-            right = translates_to_itself(tables, root, paddr)
-            if right or (right is None and facts.phys_base is not None):
-                layout.tables = tables
-                layout.set("phys_base", phys_base, origin)
+        for guess in _guesses(facts, root, phys_base, origin):
+            if guess.right or (guess.right is None and facts.phys_base is not None):
+                _take(layout, guess)
                 if facts.phys_base not in (None, phys_base):
                     layout.problems.append(
                         f"phys_base={facts.phys_base:#x} leads to no page tables; {phys_base:#x} from {origin} does"
                     )
                 return
-            if right is None and unconfirmed is None:
-                unconfirmed = (phys_base, origin, tables)
-        refuted.append(origin)
-    if unconfirmed is not None:
-        phys_base, origin, tables = unconfirmed
-        layout.tables = tables
-        layout.set("phys_base", phys_base, origin)
-        layout.problems.append(f"phys_base from {origin} could not be checked: page tables are missing from the dump")
-    else:
+            guesses.append(guess)
+    chosen = _choose(guesses)
+    if chosen is None:
+        found = find_by_utsname(facts.phys, facts.info, START_KERNEL_MAP, _PMD)
+        if found is not None:
+            chosen = _choose(list(_guesses(facts, root, found, "a search for the kernel's name")))
+    if chosen is None or chosen.right is False:
+        refuted = dict.fromkeys(guess.origin for guess in guesses if guess.right is False)
         layout.problems.append(f"no page tables where {', '.join(refuted)} would have them")
+    if chosen is None:
+        layout.is_refuted = True
+        return
+    _take(layout, chosen)
+    if chosen.right is None:
+        origin = chosen.origin
+        layout.problems.append(f"phys_base from {origin} could not be checked: page tables are missing from the dump")
+
+
+def _guesses(facts: LayoutFacts, root: int, phys_base: int, origin: str) -> Iterator[_Guess]:
+    assert facts.info is not None
+    la57 = facts.info.number("pgtable_l5_enabled")
+    mask = (facts.info.number("sme_mask") or 0) & U64
+    paddr = (root - START_KERNEL_MAP + phys_base) & U64
+    named: bool | None = None
+    for depth in (4, 5) if la57 is None else (5,) if la57 else (4,):
+        tables = page_tables(facts.phys, paddr, depth, mask)
+        right = translates_to_itself(tables, root, paddr)
+        if right:
+            named = True
+        elif named is None:
+            named = has_utsname(facts.phys, facts.info, phys_base - START_KERNEL_MAP)
+        yield _Guess(phys_base, origin, tables, right, named)
+
+
+def _choose(guesses: list[_Guess]) -> _Guess | None:
+    """The best of the guesses that their tables do not confirm."""
+    told = [guess for guess in guesses if guess.named is None and guess.origin not in _MERE_GUESSES]
+    best_first = (
+        [guess for guess in guesses if guess.right],
+        [guess for guess in guesses if guess.named and guess.right is None],
+        [guess for guess in guesses if guess.named],
+        [guess for guess in told if guess.right is None],
+        [guess for guess in told if guess.origin in (_TOLD_BY_USER, _TOLD_BY_KERNEL)],
+    )
+    return next((guess for group in best_first for guess in group), None)
+
+
+def _take(layout: KernelLayout, guess: _Guess) -> None:
+    if guess.right is not False:
+        layout.tables = guess.tables
+    is_sure = guess.right or guess.named
+    layout.set("phys_base", guess.phys_base, guess.origin + ("" if is_sure or guess.right is None else ", unconfirmed"))
 
 
 def _find_by_cr3(facts: LayoutFacts, layout: KernelLayout) -> None:
@@ -278,46 +324,6 @@ def _mapped_text(tables: PageTables, phys_base: int, limit: int) -> tuple[int, i
                 end = vaddr + size
             vaddr += size
     return start, end - start
-
-
-def _find_direct_map(facts: LayoutFacts, layout: KernelLayout) -> None:
-    """The direct map's base: PT_LOADs, the page tables, or the default; only one that the tables do not refute."""
-    depth = len(layout.tables.levels) if layout.tables is not None else 4
-    if layout.tables is None and facts.info is not None and facts.info.number("pgtable_l5_enabled"):
-        depth = 5
-    samples = direct_map_samples(facts.phys)
-    for base, origin in _direct_map_candidates(facts, layout, depth):
-        linear = LinearMap("direct map", base, facts.phys.size, 0)
-        right = None if layout.tables is None else map_is_right(layout.tables, linear, samples)
-        if right is False:
-            continue
-        if right is None:
-            if origin.endswith("default"):
-                # A guess that nothing confirms must not hand out bytes; it still serves to place PT_LOADs.
-                layout.set("page_offset", base, origin + ", unconfirmed")
-                return
-            origin += ", unconfirmed"
-        layout.set("page_offset", base, origin)
-        layout.linear.append(linear)
-        return
-    layout.problems.append("the direct map was not found in the page tables")
-
-
-def _direct_map_candidates(facts: LayoutFacts, layout: KernelLayout, depth: int) -> Iterator[tuple[int, str]]:
-    low, high, defaults = DIRECT_MAP[depth]
-    votes: dict[int, int] = {}
-    for vaddr, paddr, memsz in facts.meta.virtual_loads:
-        base = vaddr - paddr
-        if defaults[-1] <= vaddr < START_KERNEL_MAP and base % _PUD == 0 and paddr < facts.phys.size:
-            votes[base] = votes.get(base, 0) + memsz
-    if votes:
-        yield max(votes, key=lambda b: votes[b]), "PT_LOADs"
-    if layout.tables is not None:
-        found = layout.tables.first_mapped(low, high)
-        if found is not None and (found[0] - found[1]) % _PUD == 0:
-            yield found[0] - found[1], "page tables"
-    for base in defaults:
-        yield base, "the default"
 
 
 ARCHES = {

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dumpfs.arch.walk import PageTables
-from dumpfs.arch.x86_64 import DEFAULT_IMAGE_SIZE, DIRECT_MAP, START_KERNEL_MAP, kernel_entries, page_tables
+from dumpfs.arch.x86_64 import DEFAULT_IMAGE_SIZE, kernel_entries, page_tables
+from dumpfs.arch.x86_direct import DIRECT_MAP, START_KERNEL_MAP
 from dumpfs.errors import DumpfsError
 from dumpfs.memory.physical import PhysMemory
 from dumpfs.memory.scan import plan_windows, written_runs

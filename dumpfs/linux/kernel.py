@@ -6,31 +6,27 @@ dump that cannot be understood is still worth mounting. A `Kernel` is immutable;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from dumpfs.arch.base import Arch, KernelLayout, LayoutFacts, arch_for
 from dumpfs.errors import DumpfsError, VmcoreinfoError
 from dumpfs.formats.base import DumpImage, Utsname
 from dumpfs.linux.machine import find_byteorder, find_machine, find_page_size, settle_arch
+from dumpfs.linux.vmcoreinfo_judge import NO_LOG, best_offered, read_notes
 from dumpfs.memory.cache import PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.memory.virtual import AddressSpace
-from dumpfs.notes import NT_PRSTATUS, Note, parse_notes
+from dumpfs.notes import NT_PRSTATUS, Note
 from dumpfs.structs import ByteOrder
 from dumpfs.vmcoreinfo import Vmcoreinfo
-
-if TYPE_CHECKING:
-    from dumpfs.linux.vmcoreinfo_scan import Candidate
 
 # The search and the reader of vmlinux files are imported where they are used: a mount needs neither.
 
 _UTS_FIELD = 65
 """Bytes of each of the six fields of `struct new_utsname`."""
 _UTS_FIELDS = ("sysname", "nodename", "release", "version", "machine", "domainname")
-_MAX_CANDIDATES = 64
 _NAMELESS_FORMATS = ("lime", "raw")
 """Formats whose files do not say what machine they are of."""
 
@@ -80,6 +76,8 @@ class Kernel:
     """Which source each fact came from."""
     problems: tuple[str, ...] = ()
     """What could not be found out or looks wrong, one sentence each."""
+    doubt: str = ""
+    """Why VMCOREINFO is not to be believed without a second look (see `vmcoreinfo_judge.Told`), or ''."""
 
     @cached_property
     def uts(self) -> Utsname:
@@ -121,11 +119,13 @@ class Kernel:
     def deep(self) -> Kernel:
         """This kernel, or a better understood one after searching memory for VMCOREINFO.
 
-        The search runs once and only when VMCOREINFO is missing; it may decode the whole dump.
+        The search runs once and only when VMCOREINFO is missing or doubted; it may decode the whole dump.
         """
-        if self.vmcoreinfo is not None:
+        if self.vmcoreinfo is not None and not self.doubt:
             return self
-        return _search(self)
+        from dumpfs.linux.kernel_search import search
+
+        return search(self)
 
 
 def find_kernel(
@@ -154,28 +154,23 @@ def find_kernel(
         VmcoreinfoError: the user's own VMCOREINFO file is none.
     """
     options = KernelOptions(vmcoreinfo, vmlinux, phys_base, kaslr)
-    draft = _Draft(image, options, cache if cache is not None else PageCache())
-    try:
-        draft.notes = tuple(parse_notes(image.notes(), image.meta.byteorder))
-    except DumpfsError as exc:
-        draft.problems.append(f"notes: {exc}")
+    draft = KernelDraft(image, options, cache if cache is not None else PageCache())
+    draft.notes = read_notes(image, draft.problems)
     if vmcoreinfo is not None:
         if not Vmcoreinfo(vmcoreinfo).release:
             raise VmcoreinfoError("OSRELEASE", "not in the given VMCOREINFO file")
         draft.set_info(vmcoreinfo, "option vmcoreinfo")
     else:
-        try:
-            text = image.vmcoreinfo_text()
-            if text is not None and text.strip(b"\0"):
-                draft.set_info(text, "the dump's header or notes")
-        except DumpfsError as exc:
-            draft.problems.append(f"VMCOREINFO: {exc}")
+        told = best_offered(image, draft.notes, draft.problems)
+        if told is not None:
+            draft.set_info(told.text, told.origin)
+            draft.doubt = told.doubt
     kernel = draft.build()
     return kernel.deep if deep else kernel
 
 
 @dataclass
-class _Draft:
+class KernelDraft:
     """A kernel being found out about."""
 
     image: DumpImage
@@ -186,6 +181,7 @@ class _Draft:
     root: tuple[int, int] | None = None
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    doubt: str = ""
 
     def set_info(self, text: bytes, origin: str) -> None:
         self.info = Vmcoreinfo(text)
@@ -213,8 +209,7 @@ class _Draft:
         space = None
         if layout.linear or layout.tables is not None:
             space = AddressSpace(phys, byteorder, word_size, layout.linear, layout.tables)
-        self._check(space)
-        return Kernel(
+        kernel = Kernel(
             image=self.image,
             options=self.options,
             machine=arch.name if arch is not None else machine,
@@ -231,8 +226,9 @@ class _Draft:
             phys=phys,
             notes=self.notes,
             origins={name: origin for name, origin in {**self.origins, **layout.origins}.items() if origin},
-            problems=tuple(dict.fromkeys(self.problems)),
+            doubt=self.doubt,
         )
+        return self._judged(kernel, layout)
 
     def _memory(self, page_size: int) -> PhysMemory:
         return PhysMemory(self.image, page_size, HolePolicy.ERROR, self.cache)
@@ -295,12 +291,49 @@ class _Draft:
         self.problems += layout.problems
         return layout
 
-    def _check(self, space: AddressSpace | None) -> None:
-        """What is better said than found out by a reader of wrong bytes."""
-        if self.info is None:
-            self.problems.append("the dump carries no VMCOREINFO")
-        elif space is not None and "SYMBOL(init_uts_ns)" in self.info and read_uts(space, self.info) is None:
-            self.problems.append("no utsname where VMCOREINFO has init_uts_ns: it is not in the dump, or not there")
+    def _judged(self, kernel: Kernel, layout: KernelLayout) -> Kernel:
+        """`kernel` with what is doubted about it, and what is better said than found out by a reader of wrong bytes."""
+        info, doubt, problems = kernel.vmcoreinfo, self.doubt, self.problems
+        if info is None:
+            problems.append("the dump carries no VMCOREINFO")
+        else:
+            found = read_uts(kernel.space, info)
+            if doubt == NO_LOG and found is not None and found.release == info.release:
+                doubt = ""  # the kernel in memory is the one it describes
+            if not doubt:
+                doubt = _contradiction(kernel, info, found, is_refuted=layout.is_refuted)
+            if found is None and kernel.space is not None and "SYMBOL(init_uts_ns)" in info:
+                problems.append("no utsname where VMCOREINFO has init_uts_ns: it is not in the dump, or not there")
+        if doubt:
+            problems.insert(0, f"VMCOREINFO of {self.origins['vmcoreinfo']} {doubt}")
+        return replace(kernel, doubt=doubt, problems=tuple(dict.fromkeys(problems)))
+
+
+def _contradiction(kernel: Kernel, info: Vmcoreinfo, found: Utsname | None, *, is_refuted: bool) -> str:
+    """What memory says against VMCOREINFO, or ''."""
+    if found is not None:
+        if info.release in ("", found.release):
+            return ""
+        return f"is of {info.release}, and the kernel in memory is {found.release}"
+    if is_refuted:
+        return "tells of a kernel that is not where it says"
+    symbol = info.symbol("init_uts_ns")
+    if symbol is None or kernel.space is None:
+        return ""
+    try:
+        kernel.space.read(symbol, _UTS_FIELD * len(_UTS_FIELDS))
+    except DumpfsError:
+        return ""  # it may be there, and left out of the dump
+    return "tells of a kernel that is not where it says"
+
+
+def is_of_memory(kernel: Kernel) -> bool | None:
+    """Whether the kernel that VMCOREINFO describes is where it says: its utsname has the same release.
+
+    None when there is none to be read there.
+    """
+    found = read_uts(kernel.space, kernel.vmcoreinfo)
+    return None if found is None or kernel.vmcoreinfo is None else found.release == kernel.vmcoreinfo.release
 
 
 def read_uts(space: AddressSpace | None, info: Vmcoreinfo | None) -> Utsname | None:
@@ -328,64 +361,3 @@ def _parse_uts(data: bytes) -> Utsname | None:
     if fields[0] != b"Linux":
         return None
     return Utsname(**dict(zip(_UTS_FIELDS, (f.decode("utf-8", "replace") for f in fields), strict=True)))
-
-
-def _search(kernel: Kernel) -> Kernel:
-    """`kernel` with the VMCOREINFO that memory holds; itself, with a problem more, when it holds none.
-
-    The right text is the one that fits the memory it is in: the kernel it describes has the release it names, and
-    lies where a processor's page tables have the kernel; an old copy and a page cached from a file fail one or the
-    other. When a capture kernel runs, both kernels' fit, and the one that was handed over to it is wanted.
-    """
-    from dumpfs.linux.vmcoreinfo_scan import MAX_SCAN
-
-    best: tuple[tuple[bool, bool, bool, int], Kernel] | None = None
-    for number, candidate in enumerate(_candidates(kernel)):
-        found = _try(kernel, candidate)
-        fits = found.vmcoreinfo is not None and read_uts(found.space, found.vmcoreinfo) is not None
-        fits = fits and found.uts.release == found.release
-        is_running = kernel.phys_base is not None and kernel.phys_base == found.phys_base
-        if fits and (candidate.handed_over or is_running):
-            return found
-        rank = (fits, *candidate.rank)
-        if best is None or rank > best[0]:
-            best = (rank, found)
-        if number + 1 >= _MAX_CANDIDATES:
-            break
-    if best is not None:
-        return best[1]
-    kernel = _by_tables(kernel)
-    problems = tuple(p for p in kernel.problems if "VMCOREINFO" not in p)
-    where = "anywhere in its memory"
-    if kernel.image.stored.count() * kernel.image.meta.block_size > MAX_SCAN:
-        where = f"in the first {MAX_SCAN >> 30} GiB of its memory"
-    return replace(kernel, problems=(*problems, f"no VMCOREINFO in the dump, nor {where}"))
-
-
-def _by_tables(kernel: Kernel) -> Kernel:
-    """`kernel` with page tables found by a search; itself where it has some, or none are found."""
-    if kernel.arch is None or kernel.arch.find_root is None or (kernel.space and kernel.space.tables):
-        return kernel
-    root = kernel.arch.find_root(kernel.phys)
-    if root is None:
-        return kernel
-    draft = _Draft(kernel.image, kernel.options, kernel.phys.cache, kernel.notes, root=root)
-    return draft.build()
-
-
-def _try(kernel: Kernel, candidate: Candidate) -> Kernel:
-    draft = _Draft(kernel.image, kernel.options, kernel.phys.cache, kernel.notes)
-    how = "what was handed to the capture kernel" if candidate.handed_over else "a search of memory"
-    draft.set_info(candidate.text, f"{how}, found at physical {candidate.paddr:#x}")
-    return draft.build()
-
-
-def _candidates(kernel: Kernel) -> Iterator[Candidate]:
-    """Texts in memory, the quick way first."""
-    from dumpfs.linux.vmcoreinfo_scan import find_pointers, follow_pointers, scan_memory
-
-    if kernel.text is not None and kernel.page_offset is not None and kernel.word_size == 8:
-        _, paddr, size = kernel.text
-        pointers = find_pointers(kernel.phys, paddr, size, kernel.page_offset, kernel.byteorder)
-        yield from follow_pointers(kernel.phys, pointers)
-    yield from scan_memory(kernel.image)

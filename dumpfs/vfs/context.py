@@ -23,6 +23,7 @@ from dumpfs.vmcoreinfo import MAX_BYTES, Vmcoreinfo
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel
+    from dumpfs.linux.vmcoreinfo_judge import Told
     from dumpfs.vfs.inspection import Inspection
     from dumpfs.vfs.tree import Tree
 
@@ -200,22 +201,33 @@ class Dump:
     @property
     def vmcoreinfo_text(self) -> bytes | None:
         """VMCOREINFO as far as it is known without searching memory for it (s390x keeps a pointer to it), or None."""
-        text = self.header_vmcoreinfo
+        text = self._believed_vmcoreinfo
         return text if text is not None else _text_of(self.kernel)
 
     @property
     def deep_vmcoreinfo_text(self) -> bytes | None:
         """Likewise, but memory is searched for it if need be, which may take as long as reading the whole dump."""
-        text = self.header_vmcoreinfo
+        text = self._believed_vmcoreinfo
         return text if text is not None else _text_of(self.deep_kernel)
 
     @cached_property
     def header_vmcoreinfo(self) -> bytes | None:
-        """VMCOREINFO as far as it is known without looking into memory, cut at its first NUL."""
-        text = self._vmcoreinfo_override
-        if text is None:
-            text = self.image.vmcoreinfo_text()
-        return None if text is None else Vmcoreinfo(text).raw or None
+        """VMCOREINFO as far as it is known without looking into memory: its whole lines, if it is a torn one."""
+        if self._vmcoreinfo_override is not None:
+            return Vmcoreinfo(self._vmcoreinfo_override).raw or None
+        return None if self._told_vmcoreinfo is None else self._told_vmcoreinfo.text
+
+    @property
+    def _believed_vmcoreinfo(self) -> bytes | None:
+        """Likewise, but None if there is reason to doubt it: memory may have a better one."""
+        told = self._told_vmcoreinfo if self._vmcoreinfo_override is None else None
+        return self.header_vmcoreinfo if told is None or not told.doubt else None
+
+    @cached_property
+    def _told_vmcoreinfo(self) -> Told | None:
+        from dumpfs.linux.vmcoreinfo_judge import best_offered, read_notes
+
+        return best_offered(self.image, read_notes(self.image, []), [])  # `kernel` says what is wrong with them
 
     @cached_property
     def kernel(self) -> Kernel | None:

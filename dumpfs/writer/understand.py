@@ -30,7 +30,7 @@ def understand(image: DumpImage, *, vmcoreinfo: bytes | None, vmlinux: str | Non
     own = image.vmcoreinfo_text()
     has_own = own is not None and bool(own.strip(b"\0"))
     kernel = find_kernel(image, vmcoreinfo=None if has_own else vmcoreinfo, vmlinux=vmlinux)
-    if filtering and kernel.vmcoreinfo is None:
+    if filtering:
         kernel = kernel.deep
     extra = vmcoreinfo if has_own else None
     if extra is None and vmlinux is not None and not _tells_pages(kernel):

@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from dumpfs.arch.base import LayoutFacts, arch_for
+from dumpfs.formats.base import Utsname
 from dumpfs.linux.kernel import Kernel, find_kernel
 from dumpfs.notes import build_note
 from tests.unit.linux.guest import PAGE, Guest
@@ -126,11 +127,85 @@ def test_x86_64_without_tables_a_guessed_direct_map_reads_nothing():
     x86 = X86()
     x86.guest.lost_pages.add(x86.root // PAGE)
     kernel = x86.kernel(x86.info())
-    assert kernel.page_offset == 0xFFFF888000000000
-    assert "unconfirmed" in kernel.origins["page_offset"]
+    assert kernel.page_offset is None  # KASLR moved it who knows where
     assert kernel.space is not None
     assert [rule.name for rule in kernel.space.linear] == ["text"]
     assert kernel.uts.release == "6.1.0-test"
+
+
+@pytest.mark.parametrize(
+    ("release", "depth", "base"),
+    [
+        ("2.6.11", 4, 0xFFFF810000000000),
+        ("2.6.26.8", 4, 0xFFFF810000000000),
+        ("2.6.27", 4, 0xFFFF880000000000),
+        ("3.10.0-1160.el7.x86_64", 4, 0xFFFF880000000000),
+        ("4.19.0-27-amd64", 4, 0xFFFF880000000000),
+        ("4.20.0", 4, 0xFFFF888000000000),
+        ("6.1.0-test", 4, 0xFFFF888000000000),
+        ("4.19.0", 5, 0xFF10000000000000),
+        ("6.12.1", 5, 0xFF11000000000000),
+        ("custom", 4, None),
+    ],
+)
+def test_x86_64_default_direct_map_is_that_of_the_release(release, depth, base):
+    x86 = X86(depth, text=0xFFFFFFFF81000000)
+    put_uts(x86.guest, IMAGE + UTS, release)
+    x86.guest.lost_pages.add(x86.root // PAGE)
+    kernel = x86.kernel(x86.info(OSRELEASE=release, KERNELOFFSET=0))
+    assert kernel.page_offset == base
+    assert kernel.space is not None
+    assert [rule.name for rule in kernel.space.linear] == ["text"]
+    if base is not None:
+        assert kernel.origins["page_offset"] == "the default, unconfirmed"
+
+
+def test_x86_64_header_tells_the_release_where_vmcoreinfo_does_not():
+    guest = Guest(64, uts=Utsname("Linux", release="2.6.32-754.el6.x86_64"))
+    assert find_kernel(guest).page_offset == 0xFFFF880000000000
+    guest = Guest(64, uts=Utsname("Linux", release="6.1.0"))  # may have KASLR
+    assert find_kernel(guest).page_offset is None
+    assert find_kernel(Guest(64)).page_offset is None
+
+
+def test_x86_64_zeroed_root_table_does_not_make_phys_base_a_guess():
+    x86 = X86()
+    x86.guest.put(x86.root, bytes(PAGE))
+    kernel = x86.kernel(x86.info())
+    assert kernel.phys_base == x86.phys_base
+    assert kernel.origins["phys_base"] == "VMCOREINFO NUMBER(phys_base)"
+    assert kernel.uts.release == "6.1.0-test"
+    assert any("no page tables where" in problem for problem in kernel.problems)
+
+
+def test_x86_64_what_vmcoreinfo_says_is_kept_where_nothing_can_be_looked_at():
+    x86 = X86()
+    x86.guest.put(x86.root, bytes(PAGE))
+    x86.guest.lost_pages.add((IMAGE + UTS) // PAGE)
+    kernel = x86.kernel(x86.info())
+    assert kernel.phys_base == x86.phys_base
+    assert kernel.origins["phys_base"] == "VMCOREINFO NUMBER(phys_base), unconfirmed"
+
+
+def test_x86_64_image_is_found_by_its_name_where_phys_base_is_not_told():
+    x86 = X86(physical=2 * MB + IMAGE, text=0xFFFFFFFF92500000)
+    kernel = x86.kernel(x86.info(**{"NUMBER(phys_base)": None}))
+    assert kernel.phys_base == x86.phys_base
+    assert kernel.origins["phys_base"] == "a search for the kernel's name"
+    assert kernel.page_offset == DIRECT
+    assert kernel.space is not None
+    assert kernel.space.read(x86.text + UTS, 5) == b"Linux"
+
+
+def test_x86_64_refuted_guesses_place_nothing():
+    x86 = X86()
+    put_uts(x86.guest, IMAGE + UTS, "5.5.5-another")
+    x86.guest.put(x86.root, bytes(PAGE))
+    kernel = x86.kernel(x86.info(**{"NUMBER(phys_base)": None}))
+    assert kernel.phys_base is None
+    assert kernel.text is None
+    assert kernel.page_offset is None
+    assert kernel.space is None
 
 
 def test_x86_64_by_cr3_when_there_is_no_vmcoreinfo():
