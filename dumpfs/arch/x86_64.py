@@ -157,7 +157,9 @@ def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
     if chosen is None:
         found = find_by_utsname(facts.phys, facts.info, START_KERNEL_MAP, _PMD)
         if found is not None:
-            chosen = _choose(list(_guesses(facts, root, found, "a search for the kernel's name")))
+            searched = _choose(list(_guesses(facts, root, found, "a search for the kernel's name")))
+            # Its name is there; where the tables say that it ran elsewhere, the addresses are another boot's.
+            chosen = searched if searched is not None and searched.right is not False else None
     if chosen is None or chosen.right is False:
         refuted = dict.fromkeys(guess.origin for guess in guesses if guess.right is False)
         layout.problems.append(f"no page tables where {', '.join(refuted)} would have them")

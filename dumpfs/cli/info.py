@@ -116,18 +116,15 @@ def match_vmlinux(dump: Dump, path: str) -> KernelMatch:
     Raises:
         DumpfsError: the file cannot be read as an ELF file.
     """
-    from dumpfs.linux.identity import match_kernel, read_identity, read_running_build_id
+    from dumpfs.linux.identity import match_kernel, read_identity
+    from dumpfs.linux.same_kernel import match_vmlinux as match
 
-    identity = read_identity(path)
     kernel = dump.kernel
     if kernel is None:
-        return match_kernel(identity, None, "", "")
-    running = ""
-    if kernel.space is not None:
-        running = read_running_build_id(identity, kernel.kaslr_offset or 0, kernel.space.read)
+        return match_kernel(read_identity(path), None, "", "")
     try:
         banner = next((line for line in read_log(dump).splitlines() if "Linux version " in line), "")
     except DumpfsError:
         banner = ""
     _, mark, text = banner.partition("Linux version ")
-    return match_kernel(identity, kernel.vmcoreinfo, running, mark + text)
+    return match(kernel, path, mark + text)

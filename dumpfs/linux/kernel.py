@@ -152,20 +152,24 @@ def find_kernel(
     Raises:
         SourceError, FormatError: the user's own vmlinux cannot be read.
         VmcoreinfoError: the user's own VMCOREINFO file is none.
+        UsageError: one of them is of another kernel.
     """
     options = KernelOptions(vmcoreinfo, vmlinux, phys_base, kaslr)
     draft = KernelDraft(image, options, cache if cache is not None else PageCache())
     draft.notes = read_notes(image, draft.problems)
+    told = best_offered(image, draft.notes, draft.problems)
     if vmcoreinfo is not None:
         if not Vmcoreinfo(vmcoreinfo).release:
             raise VmcoreinfoError("OSRELEASE", "not in the given VMCOREINFO file")
         draft.set_info(vmcoreinfo, "option vmcoreinfo")
-    else:
-        told = best_offered(image, draft.notes, draft.problems)
-        if told is not None:
-            draft.set_info(told.text, told.origin)
-            draft.doubt = told.doubt
+    elif told is not None:
+        draft.set_info(told.text, told.origin)
+        draft.doubt = told.doubt
     kernel = draft.build()
+    if vmcoreinfo is not None or vmlinux is not None:
+        from dumpfs.linux.same_kernel import refuse_other_kernel
+
+        refuse_other_kernel(kernel, told)
     return kernel.deep if deep else kernel
 
 

@@ -33,6 +33,11 @@ class Told(NamedTuple):
     doubt: str
     """Why it is not to be believed without a second look, as the end of a sentence that begins with "it"; or ''."""
 
+    @property
+    def info(self) -> Vmcoreinfo:
+        """Its lines."""
+        return Vmcoreinfo(self.text)
+
 
 def judge_text(text: bytes, origin: str) -> Told:
     """What a text is worth by itself. A line without its line feed is no fact: it may have lost its last digits."""

@@ -207,7 +207,8 @@ class Dump:
     @property
     def deep_vmcoreinfo_text(self) -> bytes | None:
         """Likewise, but memory is searched for it if need be, which may take as long as reading the whole dump."""
-        text = self._believed_vmcoreinfo
+        is_doubted = self.kernel is not None and self.kernel.doubt  # memory may contradict a text that looks well
+        text = None if is_doubted else self._believed_vmcoreinfo
         return text if text is not None else _text_of(self.deep_kernel)
 
     @cached_property

@@ -74,10 +74,11 @@ class Inspection:
         kernel = self._dump.kernel
         if kernel is None:
             return str(self._dump.kernel_error)
-        if kernel.arch is None and (kernel.vmcoreinfo is not None or not kernel.may_be_searched):
+        is_told = kernel.vmcoreinfo is not None and not kernel.doubt
+        if kernel.arch is None and (is_told or not kernel.may_be_searched):
             machine = kernel.machine or kernel.image.meta.machine or "unknown"
             return f"machine {machine}: kernel memory of this architecture cannot be translated"
-        if kernel.space is None and kernel.vmcoreinfo is not None:
+        if kernel.space is None and is_told:
             return "; ".join(kernel.problems) or f"the memory layout of a {kernel.machine} kernel is unknown"
         return None
 
@@ -118,7 +119,7 @@ class Inspection:
         if self.ready:
             return
         kernel = self._dump.need_kernel()
-        if kernel.vmcoreinfo is None:
+        if kernel.vmcoreinfo is None or kernel.doubt:
             kernel = self._searched(kernel, frozen_vmcoreinfo(data))
         inspector = self._make(kernel)
         thaw(inspector, data)

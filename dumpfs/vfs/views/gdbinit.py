@@ -73,7 +73,7 @@ class GdbinitFile(InsideFile):
         Where memory must be searched for VMCOREINFO, that is what takes long, and is done for all views at once.
         """
         kernel = self.dump.kernel
-        return preparer(self, self.dump) if kernel is None or kernel.vmcoreinfo is None else self
+        return preparer(self, self.dump) if kernel is None or kernel.vmcoreinfo is None or kernel.doubt else self
 
     def build(self) -> bytes | None:
         """See `Node.build`."""

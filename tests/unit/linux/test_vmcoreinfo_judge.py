@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from dumpfs.linux.kernel import Kernel, find_kernel
 from dumpfs.linux.vmcoreinfo_judge import NO_LOG, judge_text
 from dumpfs.notes import build_note
+from dumpfs.vfs.context import Dump
 from tests.unit.arch.test_layout import IMAGE, UTS, X86, put_uts
 from tests.unit.linux.guest import PAGE
 
@@ -129,3 +132,36 @@ def test_a_text_that_memory_repeats_is_no_longer_doubted():
 def test_what_is_no_text_is_as_good_as_none(text):
     guest = Told()
     assert guest.told(text).deep.crash_time == 1700000000
+
+
+def _zeroed(data: bytearray, at: int, size: int) -> None:
+    data[at + 100 : at + size] = bytes(size - 100)
+
+
+def _of_another_kernel(data: bytearray, at: int, size: int) -> None:
+    data[at : at + size] = data[at : at + size].replace(b"OSRELEASE=6.1.", b"OSRELEASE=7.1.")
+
+
+def _moved(data: bytearray, at: int, size: int) -> None:
+    data[at : at + size] = data[at : at + size].replace(b"=ffffffff81", b"=ffffffff95").replace(b"81c8", b"95c8")
+
+
+def _short(data: bytearray, at: int, size: int) -> None:
+    struct.pack_into("<Q", data, 4096 + 40, 100)
+
+
+@pytest.mark.parametrize("damage", [_zeroed, _of_another_kernel, _moved, _short])
+def test_a_real_dump_is_understood_whatever_became_of_its_text(tmp_path, data, damage):
+    raw = bytearray(data("mkd-raw-d31.kdump").read_bytes())
+    damage(raw, *struct.unpack_from("<2Q", raw, 4096 + 32))
+    path = tmp_path / "dump"
+    path.write_bytes(raw)
+    with Dump.open([str(path)]) as dump, Dump.open([str(data("mkd-raw-d31.kdump"))]) as good:
+        assert dump.tree.at("dmesg").read(0, 1 << 20) == good.tree.at("dmesg").read(0, 1 << 20)
+        assert list(dump.tree.paths) == list(good.tree.paths)
+        for name in ("tasks", "modules", "vmcoreinfo"):
+            assert type(dump.tree.at(name)) is type(good.tree.at(name))
+        assert dump.deep_kernel.page_offset == good.kernel.page_offset
+        assert dump.tree.at("vmcoreinfo").read(0, 40) == good.tree.at("vmcoreinfo").read(0, 40)
+        notices = dump.tree.at("status").read(0, 1 << 20).decode()
+        assert notices.count("VMCOREINFO of ") == 1

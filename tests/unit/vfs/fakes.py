@@ -123,6 +123,7 @@ def fake_kernel(**facts: object) -> SimpleNamespace:
     )
     vars(kernel).update(facts)
     kernel.may_be_searched = kernel.arch is not None
+    kernel.doubt = ""
     if "deep" not in facts:
         kernel.deep = kernel
     return kernel
