@@ -50,6 +50,14 @@ def add_members(bits: Bits, members: PfnSet) -> None:
         bits[offset : offset + len(data)] |= data
 
 
+def add_bits(bits: Bits, more: Bits) -> None:
+    """Set the bits that another bitmap of the same size has; stretches without any take no memory."""
+    for offset in range(0, len(bits), _READ_BYTES):
+        piece = more[offset : offset + _READ_BYTES]
+        if piece.any():
+            bits[offset : offset + len(piece)] |= piece
+
+
 def without(bits: Bits, members: PfnSet) -> Bits:
     """A copy of a bitmap without a set's members."""
     out = np.zeros(len(bits), dtype=np.uint8)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
 from dumpfs.ranges import PfnSet
 from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Bits, add_members, bits_of, window
+from dumpfs.writer.bitmaps import Bits, add_bits, add_members, bits_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
 
 CLASS_LEVELS = LEVEL_CACHE | LEVEL_CACHE_PRIVATE | LEVEL_USER | LEVEL_FREE
@@ -42,9 +43,27 @@ class Selection:
     notices: list[str] = field(default_factory=list)
 
 
+_CLAIMABLE = 1 << 30
+"""Pages, 4 TiB, of which lists are made whatever is stored: 128 MiB each."""
+_LEAST_STORED = 4096
+"""Of more memory at least one page in so many is there: struct pages alone are one in 64."""
+
+
 def end_of_memory(image: DumpImage) -> Pfn:
-    """One past the last pfn of the source's RAM or of what it stores, which is max_mapnr in its dump."""
-    return max(_end(image.ram), _end(image.stored))
+    """One past the last pfn of the source's RAM or of what it stores, which is max_mapnr in its dump.
+
+    Raises:
+        UnsupportedFeatureError: some bytes of the file claim more memory than a list of its pages is worth.
+    """
+    end = max(_end(image.ram), _end(image.stored))
+    stored = image.stored.count()
+    if end > _CLAIMABLE and image.meta.format != "kdump" and stored < end // _LEAST_STORED:  # whose bitmaps are there
+        raise UnsupportedFeatureError(
+            "write",
+            f"memory reaches to page {end:#x}, and only {stored} pages of it are in the file",
+            hint="dumpfs mount and dumpfs cat show what is there",
+        )
+    return end
 
 
 def _end(members: PfnSet) -> Pfn:
@@ -85,7 +104,7 @@ def select_pages(
     ram = bits_of(image.ram, max_mapnr)
     dump = bits_of(image.stored, max_mapnr)
     add_members(dump, image.lost)
-    ram |= dump  # a bitmap that is damaged may deny RAM whose pages are there; nothing stored is left behind for that
+    add_bits(ram, dump)  # a damaged bitmap may deny RAM whose pages are there; nothing stored is left behind for that
     chosen = Selection(ram, dump)
     page_size = image.meta.block_size
     if not keep_partial:
