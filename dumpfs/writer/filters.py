@@ -43,24 +43,28 @@ class Selection:
     notices: list[str] = field(default_factory=list)
 
 
-_CLAIMABLE = 1 << 30
-"""Pages, 4 TiB, of which lists are made whatever is stored: 128 MiB each."""
+_CLAIMABLE_RAM, _CLAIMABLE_LOST = 1 << 30, 1 << 25
+"""Pages that a file may claim whatever it has: 4 TiB of RAM take lists of 128 MiB each, and 128 GiB of pages that are
+lost a descriptor each, 800 MB."""
 _LEAST_STORED = 4096
-"""Of more memory at least one page in so many is there: struct pages alone are one in 64."""
+"""Of more than that, at least one page in so many is there: struct pages alone are one in 64."""
 
 
 def end_of_memory(image: DumpImage) -> Pfn:
     """One past the last pfn of the source's RAM or of what it stores, which is max_mapnr in its dump.
 
     Raises:
-        UnsupportedFeatureError: some bytes of the file claim more memory than a list of its pages is worth.
+        UnsupportedFeatureError: some bytes of the file claim more memory than it is worth to write down.
     """
     end = max(_end(image.ram), _end(image.stored))
+    ram, lost = (end if image.meta.format != "kdump" else 0), image.lost.count()  # a kdump's bitmaps are in its file
+    if ram <= _CLAIMABLE_RAM and lost <= _CLAIMABLE_LOST:
+        return end
     stored = image.stored.count()
-    if end > _CLAIMABLE and image.meta.format != "kdump" and stored < end // _LEAST_STORED:  # whose bitmaps are there
+    if stored < max(ram if ram > _CLAIMABLE_RAM else 0, lost if lost > _CLAIMABLE_LOST else 0) // _LEAST_STORED:
         raise UnsupportedFeatureError(
             "write",
-            f"memory reaches to page {end:#x}, and only {stored} pages of it are in the file",
+            f"of {max(ram, lost)} pages that the file claims only {stored} are there",
             hint="dumpfs mount and dumpfs cat show what is there",
         )
     return end
