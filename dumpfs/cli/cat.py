@@ -6,9 +6,9 @@ import argparse
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from dumpfs.cli.common import add_dump_arguments, open_dump
+from dumpfs.cli.common import add_dump_arguments, open_dump, warn
 from dumpfs.cli.output import Output, standard_output
-from dumpfs.errors import DumpfsError, UsageError, ViewError
+from dumpfs.errors import CorruptDumpError, DumpfsError, UsageError, ViewError
 from dumpfs.units import parse_size
 from dumpfs.vfs.node import DirNode, FileNode
 
@@ -57,7 +57,15 @@ def run(args: argparse.Namespace) -> int:
         node = find_file(dump, args.view)
         node.check_open()
         write_file(node, args.offset, args.count)
-    return 0
+    return report_lack(node)
+
+
+def report_lack(node: FileNode) -> int:
+    """Say what is missing from a file that was written; returns the exit code."""
+    if not node.lack:
+        return 0
+    warn(node.lack)
+    return CorruptDumpError.exit_code
 
 
 def find_file(dump: Dump, path: str) -> FileNode:

@@ -6,8 +6,8 @@ import argparse
 from contextlib import closing
 from dataclasses import replace
 
-from dumpfs.cli.cat import find_file, write_file
-from dumpfs.cli.common import add_dump_arguments, open_options
+from dumpfs.cli.cat import find_file, report_lack, write_file
+from dumpfs.cli.common import add_dump_arguments, open_options, warn
 
 DESCRIPTION = "Print the dead kernel's log, without a mount."
 
@@ -30,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from dumpfs.vfs.context import Dump
+    from dumpfs.vfs.views.dmesg import DmesgFile
 
     options = open_options(args)
     options = replace(options, caller=options.caller or args.caller, device=options.device or args.device)
     with closing(Dump.open(args.dump, options)) as dump:
-        write_file(find_file(dump, "dmesg"), 0, None)
-    return 0
+        log = find_file(dump, "dmesg")
+        write_file(log, 0, None)
+        if isinstance(log, DmesgFile) and log.source:
+            warn(log.notices[0])
+    return report_lack(log)

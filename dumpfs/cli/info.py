@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dumpfs.cli.cat import find_file
 from dumpfs.cli.common import add_dump_arguments, one_line, open_dump
@@ -18,7 +18,6 @@ from dumpfs.errors import DumpfsError, ViewError
 if TYPE_CHECKING:
     from dumpfs.formats.base import DumpImage
     from dumpfs.linux.identity import KernelMatch
-    from dumpfs.linux.panic import Panic
     from dumpfs.vfs.context import Dump
 
 DESCRIPTION = """\
@@ -63,37 +62,44 @@ def run(args: argparse.Namespace) -> int:
 
 def gather_facts(dump: Dump) -> dict[str, object]:
     """What /info.json has, and what costs more: the end of the log and a sample of the page records."""
+    from dumpfs.linux.panic import find_panic
     from dumpfs.vfs.views.info import build_info, kernel_facts
 
     facts = build_info(dump)
-    panic, problem = read_panic(dump)
+    log, problem = read_log(dump)
+    panic = find_panic(log.text)
     if dump.kernel is not None and not problem:
         facts["kernel"] = kernel_facts(dump.kernel.deep)  # reading the log has searched for what was missing
     crash: dict[str, object] = {"panic": panic.headline} | asdict(panic) | {"problem": problem}
+    crash |= {"log_gaps": log.gaps, "log_source": log.source}
     return facts | {"crash": crash, "codecs": sample_codecs(dump.image)}
 
 
-def read_panic(dump: Dump) -> tuple[Panic, str]:
-    """The end of the kernel as its log tells it, and why the log cannot be had, or ''."""
-    from dumpfs.linux.panic import Panic, find_panic
+class Log(NamedTuple):
+    """The kernel log, and how much it is worth."""
 
-    try:
-        return find_panic(read_log(dump)), ""
-    except DumpfsError as exc:
-        return Panic(), exc.message
+    text: str = ""
+    gaps: int = 0
+    """Places of it where something is missing."""
+    source: str | None = None
+    """Name of the file beside the dump that it is from; None for memory."""
 
 
-def read_log(dump: Dump) -> str:
-    """The kernel log.
+def read_log(dump: Dump) -> tuple[Log, str]:
+    """The kernel log, and why it cannot be had, or ''; a large dump is not searched for it."""
+    from dumpfs.vfs.views.dmesg import DmesgFile
 
-    Raises:
-        DumpfsError: it cannot be had, or not without searching a large dump for VMCOREINFO.
-    """
     stored = dump.phys.stored.count() * dump.page_size
-    if dump.vmcoreinfo_text is None and stored > _SEARCHED_BYTES:
-        raise ViewError('the dump carries no VMCOREINFO; "dumpfs dmesg" searches its memory, which takes time')
-    log = find_file(dump, "dmesg")
-    return log.read(0, log.size()).decode("utf-8", "replace")
+    try:
+        if dump.vmcoreinfo_text is None and stored > _SEARCHED_BYTES:
+            raise ViewError('the dump carries no VMCOREINFO; "dumpfs dmesg" searches its memory, which takes time')
+        node = find_file(dump, "dmesg")
+        text = node.read(0, node.size()).decode("utf-8", "replace")
+    except DumpfsError as exc:
+        return Log(), exc.message
+    if not isinstance(node, DmesgFile):
+        return Log(text), ""
+    return Log(text, node.gaps, node.source or None), ""
 
 
 def sample_codecs(image: DumpImage) -> dict[str, int]:
@@ -122,9 +128,6 @@ def match_vmlinux(dump: Dump, path: str) -> KernelMatch:
     kernel = dump.kernel
     if kernel is None:
         return match_kernel(read_identity(path), None, "", "")
-    try:
-        banner = next((line for line in read_log(dump).splitlines() if "Linux version " in line), "")
-    except DumpfsError:
-        banner = ""
+    banner = next((line for line in read_log(dump)[0].text.splitlines() if "Linux version " in line), "")
     _, mark, text = banner.partition("Linux version ")
     return match(kernel, path, mark + text)

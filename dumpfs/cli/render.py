@@ -26,6 +26,8 @@ def render_facts(facts: Facts) -> str:
 
 def _crash(facts: Facts) -> Iterator[tuple[str, str]]:
     crash = facts["crash"]
+    gaps = crash["log_gaps"]
+    missing = f"its log is not whole, with {gaps} gap{'s' * (gaps != 1)}" if gaps else ""
     if crash["problem"]:
         yield "panic", f"unknown, the log cannot be read: {crash['problem']}"
     elif crash["message"]:
@@ -33,9 +35,16 @@ def _crash(facts: Facts) -> Iterator[tuple[str, str]]:
         if crash["cause"]:
             yield "after", crash["cause"]
     elif crash["cause"]:
-        yield "panic", f"no such line in the log; the last complaint is: {crash['cause']}"
+        where = f"unknown: {missing}" if missing else "no such line in the log"
+        yield "panic", f"{where}; the last complaint is: {crash['cause']}"
+    elif missing:
+        yield "panic", f"unknown: {missing}"
     else:
         yield "panic", "none in the log; the kernel was running, or its end was not logged"
+    if crash["log_source"]:
+        yield "log", f"that of {crash['log_source']} beside the dump; the dump's memory cannot give it"
+    elif missing and crash["message"]:
+        yield "log", f"not whole: {gaps} gap{'s' * (gaps != 1)}, marked in the text of dumpfs dmesg"
     if crash["task"]:
         where = f" in {crash['where']}" if crash["where"] else ""
         yield "task", f"{crash['task']} (pid {crash['pid']}) on processor {crash['cpu']}{where}"

@@ -9,11 +9,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dumpfs.cli.common import warn
-from dumpfs.errors import DumpfsError, IncompleteDumpError, SourceError, ViewError, VmcoreinfoError, WriteError
+from dumpfs.errors import (
+    CorruptDumpError,
+    DumpfsError,
+    IncompleteDumpError,
+    SourceError,
+    ViewError,
+    VmcoreinfoError,
+    WriteError,
+)
 
 if TYPE_CHECKING:
     from dumpfs.cli.write_options import Resolved
     from dumpfs.linux.kernel import Kernel
+    from dumpfs.linux.printk import Dmesg
     from dumpfs.writer.rearrange import Rearranger
     from dumpfs.writer.target import Target
 
@@ -51,31 +60,27 @@ def _save(path: str, data: bytes, force: bool) -> None:
 
 
 def dump_dmesg(resolved: Resolved, args: argparse.Namespace) -> int:
-    """--dump-dmesg: the kernel log of SRC to DST."""
+    """--dump-dmesg: the kernel log of SRC to DST; exit code 4 when some of it is missing."""
     from dumpfs.linux.printk import render_dmesg
 
     kernel = _open_kernel(resolved)
     try:
-        if args.partial_dmesg:
-            text = _log_since_clear(kernel)
-        else:
-            log = render_dmesg(kernel)
-            text = bytes(log.text)
-            for notice in log.notices:
-                warn(notice)
+        log = _log_since_clear(kernel) if args.partial_dmesg else render_dmesg(kernel)
+        for notice in log.notices:
+            warn(notice)
     finally:
         kernel.image.close()
-    _save(resolved.outputs[0], text, args.force)
-    return 0
+    _save(resolved.outputs[0], bytes(log.text), args.force)
+    return CorruptDumpError.exit_code if log.gaps else 0
 
 
-def _log_since_clear(kernel: Kernel) -> bytes:
+def _log_since_clear(kernel: Kernel) -> Dmesg:
     """The log from the record on that `dmesg -c` left off at.
 
     clear_seq is a number (3.5 to 5.11), or since 5.12 a pair of which the lowest bit of a count tells the valid one.
     """
-    from dumpfs.linux.logrecord import render_records
-    from dumpfs.linux.printk import records
+    from dumpfs.linux.logrecord import LogRecord, LogReport, render_records
+    from dumpfs.linux.printk import Dmesg, records
 
     info, space = kernel.vmcoreinfo, kernel.space
     address = info.symbol("clear_seq") if info is not None else None
@@ -86,7 +91,10 @@ def _log_since_clear(kernel: Kernel) -> bytes:
         address += inside + 8 * (space.read_u32(address) & 1)
     clear = space.read_u64(address)
     signed = kernel.arch is not None and kernel.arch.signed_char
-    return render_records((record for record in records(kernel) if record.seq >= clear), signed_char=signed)
+    report = LogReport()
+    since = (r for r in records(kernel, report) if not isinstance(r, LogRecord) or r.seq >= clear)
+    text = render_records(since, signed_char=signed)
+    return Dmesg(text, report.notices(), report.gaps)
 
 
 def generate_vmcoreinfo(resolved: Resolved, args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ device lines).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,16 +51,46 @@ class LogRecord(NamedTuple):
         return f"{kind}{self.caller_id & ~_CALLER_CPU}"
 
 
+class LogGap(NamedTuple):
+    """A place in the log where something is missing."""
+
+    number: int
+    """How many of `unit`."""
+    what: str
+    """'their text is not in the dump' ..."""
+    why: str
+    """'page 0xf4fc is lost: ...', or ''."""
+    unit: str = "record"
+    """'record' or 'byte'."""
+
+    def render(self) -> str:
+        """The line that stands in the text for what is missing: no line of a kernel begins so."""
+        number = f"{self.number} {self.unit}{'s' * (self.number != 1)}"
+        why = f" ({one_line(self.why)})" if self.why else ""
+        return f"-- {number}: {self.what}{why} --"
+
+
 @dataclass(slots=True)
 class LogReport:
-    """What a walk over the log met, by sentence; the text itself stays pure."""
+    """What a walk over the log met, by sentence; where something is missing, the text says it as well."""
 
     counts: dict[str, int] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
+    gaps: int = 0
+    """Places where something is missing."""
 
     def count(self, what: str, number: int = 1) -> None:
         """`number` more records of which `what` is true."""
         self.counts[what] = self.counts.get(what, 0) + number
+
+    def gap(self, gap: LogGap) -> LogGap:
+        """Take note of a gap; once for all that is missing in one place."""
+        self.gaps += 1
+        if gap.unit == "record":
+            self.count(f"of which {gap.what}", gap.number)
+        else:
+            self.sentences.append(gap.render().strip("- "))
+        return gap
 
     def notices(self) -> tuple[str, ...]:
         """One sentence for each kind of trouble."""
@@ -86,19 +116,50 @@ def escape(text: bytes, *, signed_char: bool) -> bytes:
     return _ODD.sub(hexed, text)
 
 
+def merge_gaps(records: Iterable[LogRecord | LogGap], report: LogReport) -> Iterator[LogRecord | LogGap]:
+    """Gaps of one kind that follow each other as one, of which `report` learns: a lost page costs many records."""
+    held: LogGap | None = None
+    reasons: dict[str, None] = {}  # in order
+    for record in records:
+        if isinstance(record, LogGap):
+            if held is not None and (held.what, held.unit) == (record.what, record.unit):
+                held = held._replace(number=held.number + record.number)
+            else:
+                if held is not None:
+                    yield report.gap(_with_reasons(held, reasons))
+                held, reasons = record, {}
+            reasons[record.why] = None
+            continue
+        if held is not None:
+            yield report.gap(_with_reasons(held, reasons))
+            held = None
+        yield record
+    if held is not None:
+        yield report.gap(_with_reasons(held, reasons))
+
+
+def _with_reasons(gap: LogGap, reasons: Collection[str]) -> LogGap:
+    first, *others = reasons
+    more = f", and {len(others)} more page{'s' * (len(others) != 1)}" if others else ""
+    return gap._replace(why=first + more if first else "")
+
+
 def render_records(
-    records: Iterable[LogRecord], *, caller: bool = False, device: bool = False, signed_char: bool = False
+    records: Iterable[LogRecord | LogGap], *, caller: bool = False, device: bool = False, signed_char: bool = False
 ) -> bytes:
     """The log text.
 
     Args:
-        records: in order.
+        records: in order; a gap becomes a line of its own.
         caller: print who logged each record, as CONFIG_PRINTK_CALLER does.
         device: print the device a record is about on lines of its own, as /dev/kmsg does.
         signed_char: see `escape`.
     """
     lines = []
     for record in records:
+        if isinstance(record, LogGap):
+            lines.append(record.render().encode())
+            continue
         seconds, rest = divmod(record.ts_nsec, 1_000_000_000)
         prefix = b"[%5d.%06d]" % (seconds, rest // 1000)
         if caller and record.caller_id is not None:

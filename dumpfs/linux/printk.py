@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dumpfs.errors import ViewError, VmcoreinfoError
 from dumpfs.linux.kernel import Kernel
-from dumpfs.linux.logrecord import LogRecord, LogReport, render_records
+from dumpfs.linux.logrecord import LogGap, LogRecord, LogReport, merge_gaps, render_records
 from dumpfs.linux.printk_log import is_record_log, iter_record_log, parse_text_log, read_text_log
 from dumpfs.linux.printk_ring import iter_ring
 from dumpfs.memory.virtual import AddressSpace
@@ -23,9 +23,11 @@ class Dmesg:
     """A rendered log."""
 
     text: bytes
-    """Exactly what `makedumpfile --dump-dmesg` prints, unless more was asked for."""
+    """Exactly what `makedumpfile --dump-dmesg` prints, unless more was asked for or something is missing."""
     notices: tuple[str, ...]
     """What is missing from the text, or was odd, one sentence each."""
+    gaps: int = 0
+    """Places of the text where something is missing; each has a line there that begins with `-- `."""
 
 
 def render_dmesg(kernel: Kernel, *, caller: bool = False, device: bool = False) -> Dmesg:
@@ -49,11 +51,14 @@ def render_dmesg(kernel: Kernel, *, caller: bool = False, device: bool = False) 
         signed = kernel.arch is not None and kernel.arch.signed_char
         found = _records(space, info, report)
         text = render_records(found, caller=caller, device=device, signed_char=signed)
-    return Dmesg(text, report.notices())
+    return Dmesg(text, report.notices(), report.gaps)
 
 
-def records(kernel: Kernel, report: LogReport | None = None) -> Iterator[LogRecord]:
-    """The log's records, oldest first; `report` learns what is missing. Errors as `render_dmesg`."""
+def records(kernel: Kernel, report: LogReport | None = None) -> Iterator[LogRecord | LogGap]:
+    """The log's records, oldest first, and gaps where some are missing, of which `report` learns.
+
+    Errors as `render_dmesg`.
+    """
     space, info = _need(kernel)
     return _records(space, info, report if report is not None else LogReport())
 
@@ -66,9 +71,9 @@ def _need(kernel: Kernel) -> tuple[AddressSpace, Vmcoreinfo]:
     return kernel.space, kernel.vmcoreinfo
 
 
-def _records(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord]:
+def _records(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord | LogGap]:
     if info.symbol("prb") is not None:
-        return iter_ring(space, info, report)
+        return merge_gaps(iter_ring(space, info, report), report)
     if is_record_log(info):
-        return iter_record_log(space, info, report)
+        return merge_gaps(iter_record_log(space, info, report), report)
     return parse_text_log(read_text_log(space, info, report))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dumpfs.errors import CorruptDumpError, VmcoreinfoError
-from dumpfs.linux.logrecord import LogRecord, LogReport, split_level
+from dumpfs.linux.logrecord import LogGap, LogRecord, LogReport, split_level
 from dumpfs.memory.virtual import AddressSpace, SparseReader
 from dumpfs.structs import ByteOrder
 from dumpfs.vmcoreinfo import Vmcoreinfo
@@ -25,6 +25,12 @@ _MAX_RECORDS = 1 << 20
 _MAX_TEXT_LOG = 64 << 20
 """Bytes of a text ring taken at once; kernels of that time allowed 2 MiB by configuration."""
 _MAX_HEADER = 256
+_ALIGN = 4
+"""Of records at least (LOG_ALIGN)."""
+_MAX_PADDING = 8
+_PAGE = 0x1000
+_MAX_TRIES = 1 << 16
+"""Places behind a missing page that are tried as the next record: 256 KiB of buffer."""
 _LINE = re.compile(rb"(?:<(\d+)>)?(?:\[ *(\d+)\.(\d{6})\] ?)?(.*)", re.DOTALL)
 
 
@@ -67,8 +73,8 @@ def _read_header(info: Vmcoreinfo) -> _Header:
     return header
 
 
-def iter_record_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord]:
-    """Records of the log buffer, oldest first.
+def iter_record_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord | LogGap]:
+    """Records of the log buffer, oldest first, and gaps where they are missing.
 
     The chain of records is followed until `log_next_idx`, once around at most: the lengths of all records together
     cannot exceed the buffer, which ends a walk that a damaged record has sent in circles.
@@ -86,8 +92,16 @@ def iter_record_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) ->
     while offset != stop:
         raw = log.read(offset, header.size)
         if raw is None:
-            report.sentences.append(f"the log from byte {offset:#x} of its buffer on is not in the dump")
-            return
+            why = log.why(offset, header.size)
+            again = _find_chain(log, header, order, offset, stop, size)
+            lost = ((stop if again is None else again) - offset) % size
+            yield LogGap(lost, "of the log are not in the dump", why, "byte")
+            if again is None:
+                return
+            walked += lost
+            turned = turned or again < offset
+            offset = again
+            continue
         length = int.from_bytes(raw[header.len :][:2], order)
         text_len = int.from_bytes(raw[header.text_len :][:2], order)
         if not length and offset and not turned:  # the rest of the buffer is unused
@@ -101,11 +115,58 @@ def iter_record_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) ->
             return
         body = log.read(offset + header.size, length - header.size)
         if body is None:
-            report.count("whose text is not in the dump")
+            yield LogGap(1, "the text is not in the dump", log.why(offset, length))
         else:
             yield _record(header, seq, raw, body, order)
         seq += 1
         offset += length
+
+
+def _find_chain(log: SparseReader, header: _Header, order: ByteOrder, lost: int, stop: int, size: int) -> int | None:
+    """Where the records go on behind a header that is not in the dump: the first place there from which their lengths
+    lead to `stop`. None when there is none.
+
+    Args:
+        log: the buffer.
+        header: of a record.
+        order: the kernel's byte order.
+        lost: offset of the header.
+        stop: offset at which the log ends.
+        size: bytes of the buffer.
+    """
+    hopeless: set[int] = set()
+    behind = lost + _PAGE - (log.vaddr + lost) % _PAGE
+    end = stop if stop > lost else size
+    places = list(range(behind, min(end, behind + _ALIGN * _MAX_TRIES), _ALIGN))
+    if stop <= lost:
+        places.append(0)
+    for candidate in places:
+        offset = candidate
+        path: list[int] = []
+        while offset != stop and offset not in hopeless and len(path) <= _MAX_RECORDS:
+            path.append(offset)
+            length = _whole_length(log.read(offset, header.size), header, order)
+            if length is None:
+                break
+            # A length of 0 stands where the rest of the buffer is unused.
+            offset = offset + length if length else 0 if stop < offset else size + 1
+        if offset == stop and path:
+            return candidate
+        hopeless.update(path)
+    return None
+
+
+def _whole_length(raw: bytes | None, header: _Header, order: ByteOrder) -> int | None:
+    """Bytes of a record whose parts add up to its length, as those of every record do; None for anything else."""
+    if raw is None:
+        return None
+    length, text, dictionary = (
+        int.from_bytes(raw[at : at + 2], order) for at in (header.len, header.text_len, header.dict_len)
+    )
+    if not length:
+        return 0
+    padding = length - header.size - text - dictionary
+    return length if length % _ALIGN == 0 and 0 <= padding < _MAX_PADDING else None
 
 
 def _record(header: _Header, seq: int, raw: bytes, body: bytes, order: ByteOrder) -> LogRecord:
@@ -156,19 +217,26 @@ def read_text_log(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> b
     else:
         pieces = [(end % size, size), (0, end % size)]
     out = bytearray()
-    missing = 0
+    missing, why = 0, ""
     for first, stop in pieces:
         while first < stop:
-            step = min(0x1000, stop - first)
+            step = min(_PAGE - (log.vaddr + first) % _PAGE, stop - first)
             data = log.read(first, step)
             if data is None:
-                missing += step
+                missing, why = missing + step, why or log.why(first, step)
             else:
-                out += data
+                out += _gap_line(missing, why, report, out) + data
+                missing, why = 0, ""
             first += step
-    if missing:
-        report.sentences.append(f"{missing} bytes of the log are not in the dump")
-    return bytes(out)
+    return bytes(out + _gap_line(missing, why, report, out))
+
+
+def _gap_line(missing: int, why: str, report: LogReport, before: bytearray) -> bytes:
+    """The line for `missing` bytes behind what is there `before`; b'' for none."""
+    if not missing:
+        return b""
+    line = report.gap(LogGap(missing, "of the log are not in the dump", why, "byte")).render().encode()
+    return b"\n" * bool(before and not before.endswith(b"\n")) + line + b"\n"
 
 
 def parse_text_log(text: bytes) -> Iterator[LogRecord]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dumpfs.errors import CorruptDumpError, VmcoreinfoError
-from dumpfs.linux.logrecord import LogRecord, LogReport, split_level
+from dumpfs.linux.logrecord import LogGap, LogRecord, LogReport, split_level
 from dumpfs.memory.virtual import AddressSpace, SparseReader
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
@@ -66,8 +66,8 @@ class _Ring:
     data_bits: int
 
 
-def iter_ring(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord]:
-    """Records of the ring, oldest first; what cannot be had is counted in `report`.
+def iter_ring(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Iterator[LogRecord | LogGap]:
+    """Records of the ring, oldest first, and gaps where they are missing; what cannot be had is counted in `report`.
 
     Raises:
         DumpfsError: the ring itself cannot be read or makes no sense.
@@ -82,7 +82,11 @@ def iter_ring(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Itera
         report.sentences.append(f"only the newest {records} log records are looked at")
     first = (ring.head - records + 1) & id_mask
     room = 1 << ring.data_bits
-    for number, begin, next_ in _descriptors(ring, space.byteorder, first, records, id_mask, report):
+    for found in _descriptors(ring, space.byteorder, first, records, id_mask):
+        if isinstance(found, LogGap):
+            yield found
+            continue
+        number, begin, next_ = found
         block = _block(ring, begin, next_)
         if block is None:
             if begin & next_ & 1 and begin & next_ & 2 == 0:
@@ -90,16 +94,17 @@ def iter_ring(space: AddressSpace, info: Vmcoreinfo, report: LogReport) -> Itera
             elif not (begin & next_ & 1):
                 report.count("with an impossible place in the ring")
             continue
-        raw = ring.infos.read(number % ring.count * ring.layout.info_size, ring.layout.info_size)
+        place = number % ring.count * ring.layout.info_size, ring.layout.info_size
+        raw = ring.infos.read(*place)
         if raw is None:
-            report.count("whose time and length are not in the dump")
+            yield LogGap(1, "time and length are not in the dump", ring.infos.why(*place))
             continue
         word = ring.layout.word
         offset, size = block
         length = min(int.from_bytes(raw[ring.layout.text_len :][:2], space.byteorder), size - word)
         text = ring.data.read(offset, word + length)
         if text is None:
-            report.count("whose text is not in the dump")
+            yield LogGap(1, "the text is not in the dump", ring.data.why(offset, word + length))
             continue
         if int.from_bytes(text[:word], space.byteorder) != number:
             report.count("whose text was overwritten")
@@ -180,9 +185,9 @@ def _checked(key: str, value: int, low: int, high: int) -> int:
 
 
 def _descriptors(
-    ring: _Ring, byteorder: str, first: int, records: int, id_mask: int, report: LogReport
-) -> Iterator[tuple[int, int, int]]:
-    """(id, begin, next) of the `records` descriptors from id `first` on whose text is whole.
+    ring: _Ring, byteorder: str, first: int, records: int, id_mask: int
+) -> Iterator[tuple[int, int, int] | LogGap]:
+    """(id, begin, next) of the `records` descriptors from id `first` on whose text is whole; gaps where none are.
 
     Looked at in bulk: a ring of two million descriptors that are all stale takes well under a second.
     """
@@ -203,10 +208,11 @@ def _descriptors(
         data = ring.descs.read(index * size, batch * size)
         if data is None:  # go on by what begins in this page, so that a missing page costs no more than its own
             left = _PAGE - (ring.descs.vaddr + index * size) % _PAGE
-            batch = min(batch, -(-left // size))
+            batch = min(batch, max(left // size, 1))  # one that goes on in the next page may be lost with that
             data = ring.descs.read(index * size, batch * size)
         if data is None:
-            report.count("that may be missing, since their descriptors are not in the dump", batch)
+            why = ring.descs.why(index * size, batch * size)
+            yield LogGap(batch, "the descriptors are not in the dump, of records or of none", why)
         elif data.count(0) != len(data):
             for i, (state,) in enumerate(states.iter_unpack(data)):
                 if state & id_mask == (number + i) & id_mask and state >> id_bits in (_COMMITTED, _FINALIZED):

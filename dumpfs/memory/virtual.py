@@ -292,6 +292,13 @@ class SparseReader:
             size -= step
         return b"".join(pieces)
 
+    def why(self, offset: int, size: int) -> str:
+        """Why `read` returned None: what is wrong with the first page of the range that cannot be read, or ''."""
+        for page in range(self.vaddr + offset & -_MIN_PAGE, self.vaddr + offset + size, _MIN_PAGE):
+            if page in self.missing:
+                return self.missing[page].message
+        return ""
+
     def _load(self, chunk: int) -> None:
         start = chunk * self.CHUNK
         size = min(self.CHUNK, self.size - start)

@@ -19,6 +19,7 @@ from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.ranges import PfnSet, ScaledSet
 from dumpfs.units import PageState, Pfn
+from dumpfs.vfs.savedlog import SavedLogs
 from dumpfs.vmcoreinfo import MAX_BYTES, Vmcoreinfo
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Dump:
         self.statuses = tuple(map(_status, self.paths))
         """What stat said of each path, or None. Asked now: later a mount may lie over the folder, perhaps our own, and
         a process that serves a mount must not wait for it."""
+        self.saved_logs = SavedLogs(self.name)
         self.cache = PageCache(self.options.cache)
         self.counters: Counters = LocalCounters()
         """Replaced by the mount with counters that its workers share."""
@@ -182,6 +184,7 @@ class Dump:
     def close(self) -> None:
         """Close the files of the dump; its nodes fail to read afterwards."""
         self.image.close()
+        self.saved_logs.close()
 
     def __enter__(self) -> Dump:
         return self

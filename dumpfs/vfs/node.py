@@ -108,6 +108,11 @@ class FileNode(Node):
         """The parts of the file that are nothing but physical memory, if it has such; it must be `ready`."""
         return None
 
+    @property
+    def lack(self) -> str:
+        """What is missing from the content, in a sentence, once it was made; '' when nothing is."""
+        return ""
+
     def check_open(self) -> None:
         """Raise the `DumpfsError` why the file cannot be opened (an excluded page); return when it can."""
 

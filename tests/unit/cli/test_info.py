@@ -71,6 +71,8 @@ def test_json_has_what_the_view_has_and_more(data, capfd: pytest.CaptureFixture[
     assert found["schema"] == 1
     assert found["crash"] == {
         "panic": "Kernel panic - not syncing: sysrq triggered crash",
+        "log_gaps": 0,
+        "log_source": None,
         "message": "Kernel panic - not syncing: sysrq triggered crash",
         "cause": "sysrq: Trigger a crash",
         "where": "",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dumpfs.cli.main import main
 from dumpfs.formats import open_image
 from dumpfs.linux.kernel import Kernel, find_kernel
 from dumpfs.linux.printk import records, render_dmesg
+from dumpfs.linux.printk_ring import _open
 
 EXACT = [
     (("deb61/raw-d31.kdump",), "deb61/log.expected"),
@@ -75,3 +78,34 @@ def test_an_incomplete_dump_is_understood_as_far_as_it_goes(data: Callable[[str]
     assert kernel.release == "6.1.192-dumpfs-tiny"
     assert kernel.phys_base == 0
     assert kernel.problems
+
+
+@pytest.mark.parametrize(("part", "says_panic"), [("data", True), ("infos", True), ("descs", False)])
+def test_a_real_log_with_a_lost_page_says_what_is_missing(tmp_path, data, capfd, part, says_panic):
+    """The descriptor of one page of the log is emptied; the text, the message and the exit code tell of it."""
+    source = data("mkd-raw-d31.kdump")
+    kernel = kernel_of([source])
+    ring = _open(kernel.space, kernel.vmcoreinfo)
+    pfn = kernel.space.translate(getattr(ring, part).vaddr + 0x1000) >> 12
+    raw = bytearray(source.read_bytes())
+    block, sub, bitmaps = struct.unpack_from("<3I", raw, 428)
+    entry = block * (1 + sub + bitmaps) + 24 * kernel.image.stored.rank(pfn)
+    raw[entry : entry + 24] = bytes(24)
+    path = tmp_path / "dump"
+    path.write_bytes(raw)
+
+    assert main(["dmesg", str(path)]) == 4
+    out, err = capfd.readouterr()
+    whole = data("mkd.log.expected").read_text().splitlines()
+    (gap,) = (line for line in out.splitlines() if line.startswith("-- "))
+    assert f"(page {pfn:#x} is lost" in gap
+    there = [line for line in out.splitlines() if line != gap]
+    assert len(there) < len(whole)
+    assert all(line in whole for line in there)
+    assert "the log is not whole: something is missing in 1 place" in err
+    assert main(["info", str(path)]) == 0
+    panic = capfd.readouterr().out.splitlines()[0]
+    assert ("Kernel panic - not syncing" in panic) is says_panic
+    assert ("unknown: its log is not whole, with 1 gap" in panic) is not says_panic
+    assert main(["write", "--dump-dmesg", str(path), str(tmp_path / "log")]) == 4
+    assert gap in (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dumpfs.errors import CorruptDumpError, DumpfsError, VmcoreinfoError
-from dumpfs.linux.logrecord import LogRecord, LogReport
+from dumpfs.linux.logrecord import LogGap, LogRecord, LogReport, merge_gaps
 from dumpfs.linux.printk_log import is_record_log, iter_record_log, parse_text_log, read_text_log
 from dumpfs.vmcoreinfo import Vmcoreinfo
 from tests.unit.linux.guest import BASE, PAGE, Guest, log_record
@@ -42,7 +42,8 @@ class Log:
 
     def walk(self) -> tuple[list[LogRecord], tuple[str, ...]]:
         report = LogReport()
-        return list(iter_record_log(self.guest.space(self.word), self.info(), report)), report.notices()
+        found = merge_gaps(iter_record_log(self.guest.space(self.word), self.info(), report), report)
+        return list(found), report.notices()
 
 
 @abis
@@ -92,14 +93,45 @@ def test_a_record_shorter_than_its_text_ends_the_walk():
     assert "damaged" in notices[0]
 
 
-def test_a_missing_page_ends_the_walk_with_what_was_found():
-    content = b"".join(log_record(b"record %4d" % i, i, "little") for i in range(200))
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_missing_page_costs_only_what_was_in_it(lost: int):
+    numbers = range(400)
+    content = b"".join(log_record(b"record %4d" % i, i, "little") for i in numbers)
+    log = Log(content, 0, len(content) - 32)
+    log.guest.lost_pages.add(BUFFER // PAGE + lost)
+    found, notices = log.walk()
+    (gap,) = (r for r in found if isinstance(r, LogGap))
+    there = [r.text for r in found if isinstance(r, LogRecord)]
+    before = found.index(gap)
+    first = int(there[before][-4:]) if before < len(there) else numbers[-1]
+    assert there == [b"record %4d" % i for i in (*range(before), *range(first, numbers[-1]))]
+    size = len(content) // len(numbers)
+    assert (gap.number, gap.unit) == (size * (first - before), "byte")
+    assert gap.number < PAGE + 2 * size
+    assert f"{gap.number} bytes: of the log are not in the dump (page {BUFFER // PAGE + lost:#x} is lost" in notices[0]
+
+
+def test_a_log_that_has_wrapped_goes_on_behind_a_missing_page():
+    """The oldest records lie behind the newest; the page between the end of the buffer and its start is lost."""
+    records = [log_record(b"record %4d" % i, i, "little") for i in range(256)]
+    size = len(records[0])
+    content = b"".join(records[100:]) + b"".join(records[:100]) + bytes(16)
+    log = Log(content, 156 * size, 150 * size)
+    log.guest.lost_pages.add(BUFFER // PAGE)
+    found, _ = log.walk()
+    assert [r.text for r in found if isinstance(r, LogRecord)][:3] == [b"record    0", b"record    1", b"record    2"]
+    assert found[-1].text == b"record  249"
+    assert sum(isinstance(r, LogGap) for r in found) == 1
+
+
+def test_garbage_behind_a_missing_page_is_no_record():
+    content = b"".join(log_record(b"record %4d" % i, i, "little") for i in range(400))
     log = Log(content, 0, len(content) - 32)
     log.guest.lost_pages.add(BUFFER // PAGE + 1)
-    found, notices = log.walk()
-    assert [r.text for r in found] == [b"record %4d" % i for i in range(len(found))]
-    assert 0 < len(found) < 200
-    assert "not in the dump" in notices[0]
+    log.guest.put(BUFFER + 2 * PAGE, random.Random(1).randbytes(len(content) - 2 * PAGE))
+    found, _ = log.walk()
+    assert isinstance(found[-1], LogGap)
+    assert all(r.text.startswith(b"record") for r in found[:-1])
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
@@ -159,8 +191,11 @@ def test_missing_text_is_left_out_and_noticed():
     guest, info = text_log(b"x" * 3 * PAGE, 3 * PAGE, 3 * PAGE - 1)
     guest.lost_pages.add(BUFFER // PAGE + 1)
     report = LogReport()
-    assert read_text_log(guest.space(), info, report) == b"x" * (2 * PAGE - 1)
-    assert report.notices() == ("4096 bytes of the log are not in the dump",)
+    text = read_text_log(guest.space(), info, report)
+    page = BUFFER // PAGE + 1
+    gap = f"4096 bytes: of the log are not in the dump (page {page:#x} is lost)"
+    assert text == b"x" * PAGE + f"\n-- {gap} --\n".encode() + b"x" * (PAGE - 1)
+    assert report.notices() == (gap,)
 
 
 def test_lines_of_text_are_records():

@@ -218,7 +218,7 @@ def log(monkeypatch):
 
     def render_dmesg(kernel, *, caller=False, device=False):
         asked.append({"caller": caller, "device": device})
-        return SimpleNamespace(text=b"[    0.0] hello\n", notices=("3 records were overwritten",))
+        return SimpleNamespace(text=b"[    0.0] hello\n", notices=("3 records were overwritten",), gaps=2)
 
     monkeypatch.setitem(sys.modules, "dumpfs.linux.printk", SimpleNamespace(render_dmesg=render_dmesg))
     return asked
@@ -244,6 +244,7 @@ def test_log_travels_between_processes_with_its_notices(log):
     assert node.ready
     assert node.read(0, 99) == b"[    0.0] hello\n"
     assert "3 records were overwritten" in text(dump, "status")
+    assert node.lack == "the log is not whole: something is missing in 2 places, marked with -- in the text"
 
 
 def test_log_of_a_dump_without_vmcoreinfo_is_an_error_after_the_search(log):
