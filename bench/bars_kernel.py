@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import json
 import mmap
+import os
 import re
 import subprocess
 import threading
@@ -368,7 +369,10 @@ def list_root(mount: Mounted) -> float:
     return mount.cpu() - before
 
 
-@bar("first-ls", "the first ls of a mount takes 0.3 s CPU at most")
+@bar(
+    "first-ls",
+    "the first ls of a mount, which finds out what there is to list: 0.6 s CPU at most; the next 50 ms by wall",
+)
 def first_ls() -> Measured:
     told = []
     ok = True
@@ -379,8 +383,11 @@ def first_ls() -> Measured:
     ):
         with mounted(source) as mount:
             cpu = list_root(mount)
-        ok &= cpu <= 0.3
-        told.append(f"{name} {cpu:.2f} s")
+            begin = now()
+            os.listdir(mount.path)
+            again = now() - begin
+        ok &= cpu <= 0.6 and again <= 0.05
+        told.append(f"{name} {cpu:.2f} s, then {again * 1000:.0f} ms")
     return Measured(", ".join(told), ok)
 
 

@@ -27,6 +27,11 @@ class DumpfsError(Exception):
         """What the user can do about it, in one line, or None."""
 
 
+def explain(error: DumpfsError) -> str:
+    """An error and its remedy in one line."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message
+
+
 class UsageError(DumpfsError):
     """The command line or an option is wrong."""
 

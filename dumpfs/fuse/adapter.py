@@ -14,7 +14,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +21,8 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, StatvfsData
 
 from dumpfs.errors import DumpfsError, PageError
+from dumpfs.fuse.attributes import BLOCK, Attributes, Ownership
+from dumpfs.fuse.deciding import Decider
 from dumpfs.fuse.eventloop import SMALL_READ, EventLoop
 from dumpfs.fuse.publish import BuildError, Publisher
 from dumpfs.vfs.counters import Count, SharedCounters
@@ -29,11 +30,6 @@ from dumpfs.vfs.node import DirNode, FileNode, Node
 
 _LOG = logging.getLogger("dumpfs")
 
-_FOREVER = 86400.0 * 365
-"""Seconds that the kernel may keep what it was told: a dump does not change."""
-_STAT_BLOCK = 512
-"""Unit of st_blocks, whatever the block size."""
-_STATFS_BLOCK = 4096
 _KEPT_NODES = 1024
 """Files in use whose nodes a worker keeps, so that a read need not find its node again."""
 _PUBLISH_EVERY = 64
@@ -60,22 +56,6 @@ class TreeLike(Protocol):
 
     def node(self, ino: int) -> Node:
         """The node with that inode number; LookupError when there is none."""
-
-
-class Ownership(Protocol):
-    """Who owns the files and what others may; `options.MountOptions` is one."""
-
-    @property
-    def uid(self) -> int:
-        """Owner."""
-
-    @property
-    def gid(self) -> int:
-        """Group."""
-
-    @property
-    def umask(self) -> int:
-        """Permission bits to take away from 0444 and 0555."""
 
 
 def _translated(handler: _Handler) -> _Handler:
@@ -130,18 +110,8 @@ class Adapter(pyfuse3.Operations):
         self._total_bytes = total_bytes
         self._nodes: dict[int, FileNode] = {}
         self._complaints: set[str] = set()
-        # Replies are sent before any other handler runs, so the attributes of all can share their memory.
-        self._file_attributes = self._template(stat.S_IFREG | 0o444 & ~owner.umask, owner)
-        self._dir_attributes = self._template(stat.S_IFDIR | 0o555 & ~owner.umask, owner)
-
-    def _template(self, mode: int, owner: Ownership) -> EntryAttributes:
-        attributes = EntryAttributes()
-        attributes.st_mode = pyfuse3.ModeT(mode)
-        attributes.st_uid = owner.uid
-        attributes.st_gid = owner.gid
-        attributes.st_blksize = _STATFS_BLOCK
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self.tree.times_ns
-        return attributes
+        self._attributes = Attributes(owner, tree.times_ns, self.complain)
+        self._decider = Decider(self._publisher)
 
     def init(self) -> None:
         """The kernel has greeted; the answer is sent when this returns."""
@@ -221,57 +191,33 @@ class Adapter(pyfuse3.Operations):
         self.on_file(node)
         return node
 
-    def _attributes(self, node: Node, *, listed: bool = False, prepared: bool = False) -> EntryAttributes:
-        """Attributes of a node; a file whose size is not known (yet) has 0, which nobody may keep.
-
-        The kernel asks for the attributes again before it believes in such a size, and `getattr` then tells.
-        """
-        if isinstance(node, DirNode):
-            attributes = self._dir_attributes
-            attributes.st_ino = pyfuse3.InodeT(node.ino)
-            attributes.st_nlink = 2 + (0 if listed else node.subdirectories())
-            attributes.entry_timeout = _FOREVER
-            attributes.attr_timeout = 0 if listed else _FOREVER
-            return attributes
-        attributes = self._file_attributes
-        size = stored = 0
-        known = False
-        if isinstance(node, FileNode) and not node.volatile and (prepared or node.ready):
-            try:
-                size = node.size()
-                stored = node.stored_bytes()
-                known = True
-            except DumpfsError as exc:
-                self.complain(exc)  # `open` will say it to whoever wants the file
-        attributes.st_ino = pyfuse3.InodeT(node.ino)
-        attributes.st_size = size
-        attributes.st_blocks = -(-stored // _STAT_BLOCK)
-        attributes.entry_timeout = _FOREVER
-        attributes.attr_timeout = _FOREVER if known else 0
-        return attributes
-
     # -- requests about names and attributes
 
     @_translated
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Find an entry."""
-        node = (await self._dir(parent_inode)).lookup(os.fsdecode(name))
+        directory = await self._dir(parent_inode)
+        decided = self._decider.is_known(directory)
+        node = directory.lookup(os.fsdecode(name))
         if node is None:
             raise FUSEError(errno.ENOENT)
-        return self._attributes(node)
+        return self._attributes.of(node, lasting=decided)
 
     @_translated
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Attributes, with the true size: a slow file is built for it."""
         node = self._node(inode)
         prepared = True
+        if isinstance(node, FileNode) and node.volatile:
+            await self._decider.wait(node)
+            self._publisher.adopt_published(self.tree.node)
         if isinstance(node, FileNode) and not node.ready and not node.volatile:
             try:
                 await self._publisher.prepare(node.prepared_by())
             except DumpfsError as exc:
                 self.complain(exc)
                 prepared = False
-        return self._attributes(node, prepared=prepared)
+        return self._attributes.of(node, prepared=prepared)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Nothing is kept per inode."""
@@ -304,8 +250,8 @@ class Adapter(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Sizes of the file system: the dump's files, with no room left."""
         data = StatvfsData()
-        data.f_bsize = data.f_frsize = _STATFS_BLOCK
-        data.f_blocks = -(-self._total_bytes // _STATFS_BLOCK)
+        data.f_bsize = data.f_frsize = BLOCK
+        data.f_blocks = -(-self._total_bytes // BLOCK)
         data.f_namemax = 255
         return data
 
@@ -314,7 +260,9 @@ class Adapter(pyfuse3.Operations):
     @_translated
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         """Open a directory; its handle is its inode number."""
-        return (await self._dir(inode)).ino
+        node = await self._dir(inode)
+        await self._decider.wait(node)
+        return node.ino
 
     @_translated
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -323,20 +271,19 @@ class Adapter(pyfuse3.Operations):
         A bare inode number stands for a file among a million; its size is asked for when somebody wants it.
         """
         reply = pyfuse3.readdir_reply
-        page = self._file_attributes
-        bare = False
-        for cookie, name, node in (await self._dir(fh)).entries(start_id):
+        page: EntryAttributes | None = None
+        directory = await self._dir(fh)
+        decided = self._decider.is_known(directory)
+        for cookie, name, node in directory.entries(start_id):
             if isinstance(node, int):
-                if not bare:
-                    page.st_size = page.st_blocks = 0
-                    page.entry_timeout = page.attr_timeout = 0
-                    bare = True
+                page = page or self._attributes.bare()
                 page.st_ino = node
                 if not reply(token, name, page, cookie):  # type: ignore[arg-type]  # bytes, see `Entry`
                     return
             else:
-                bare = False
-                if not reply(token, os.fsencode(name), self._attributes(node, listed=True), cookie):
+                page = None
+                attributes = self._attributes.of(node, listed=True, lasting=decided)
+                if not reply(token, os.fsencode(name), attributes, cookie):
                     return
 
     # -- files
@@ -349,6 +296,7 @@ class Adapter(pyfuse3.Operations):
         node = await self._file(inode)
         node.check_open()
         if node.volatile:
+            await self._decider.wait(node)
             return FileInfo(fh=pyfuse3.FileHandleT(inode), direct_io=True, keep_cache=False)
         # Never direct_io here, not even for O_DIRECT: the kernel goes past its cache for that by itself, and with up to
         # 8 requests of a large read under way at once, where direct_io would ask for one after the other.

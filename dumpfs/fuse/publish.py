@@ -93,19 +93,23 @@ class Publisher:
         self._table = memoryview(mmap.mmap(self._fd, _TABLE_BYTES)).cast("Q")
         self._table[_END] = _TABLE_BYTES
 
-    async def prepare(self, node: Node) -> None:
-        """Return when `node` can be read without delay.
+    async def prepare(self, node: Node, patience: float | None = None) -> bool:
+        """Return when `node` can be read without delay, or False when that takes more than `patience` seconds.
 
         Raises:
             DumpfsError: it cannot be built.
         """
         if self.settled(node):
-            return
+            return True
+        until = None if patience is None else time.monotonic() + patience
         async with self._loop.waiting():
             child = 0
             pause = _FIRST_POLL_SECONDS
             try:
                 while not self.settled(node):
+                    if until is not None and time.monotonic() >= until:
+                        self._loop.tasks.start(self._see_through(node, child))
+                        return False
                     if child:
                         child = self._reap(node.ino, child)
                     elif self._claim(node.ino):
@@ -116,6 +120,14 @@ class Publisher:
                 _wait_for(child)
                 raise
             _wait_for(child)
+        return True
+
+    async def _see_through(self, node: Node, child: int) -> None:
+        """Look after our child, if the helper is one, until it has ended, though nobody waits for it any more."""
+        async with self._loop.waiting():
+            while child:
+                await self._loop.tasks.sleep(_LAST_POLL_SECONDS)
+                child = self._reap(node.ino, child)
 
     def begin(self, node: Node) -> None:
         """Start the helper for a file that somebody will surely want; before the mount and its workers are there.

@@ -9,7 +9,8 @@ bytes are for processes of the same program on the same machine: they were made 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import islice
 from typing import Any
@@ -23,10 +24,16 @@ from dumpfs.linux.orc import OrcTable
 from dumpfs.linux.tasks import Task
 from dumpfs.linux.types import Member, Types
 
+_LOG = logging.getLogger("dumpfs")
+
 _HEAD = 8
 
 
-def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None) -> bytes:
+def freeze(
+    inspector: Inspector,
+    warm: Callable[[Inspector], None] | None = None,
+    find_absent: Callable[[], Mapping[str, str]] = dict,
+) -> bytes:
     """Find out everything that views need, and pack it.
 
     What cannot be found out is packed as the reason why.
@@ -34,6 +41,7 @@ def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None
     Args:
         inspector: of the kernel.
         warm: asks for whatever else is likely to be wanted, so that answers about types are known.
+        find_absent: names what cannot be offered, with the reasons.
     """
     header: dict[str, Any] = {}
     parts: list[bytes] = []
@@ -43,6 +51,9 @@ def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None
             value, pieces = find()
         except DumpfsError as exc:
             header[name] = {"error": exc.message, "hint": exc.hint}
+        except Exception as exc:  # noqa: BLE001 (a mistake of ours must not cost what can be found out otherwise)
+            _LOG.exception("unexpected error while finding the kernel's %s", name)
+            header[name] = {"error": f"{name}: unexpected {type(exc).__name__}; the log tells more", "hint": None}
         else:
             header[name] = {"value": value, "sizes": [len(piece) for piece in pieces]}
             parts.extend(pieces)
@@ -52,8 +63,12 @@ def freeze(inspector: Inspector, warm: Callable[[Inspector], None] | None = None
     put("modules", lambda: ([astuple(module) for module in inspector.modules], ()))
     put("cpus", lambda: (inspector.cpus, ()))
     put("banner", lambda: (None, (inspector.banner,)))
+    header["absent"] = dict(find_absent())
     if warm is not None:
-        warm(inspector)
+        try:
+            warm(inspector)
+        except Exception:  # noqa: BLE001 (likewise: nothing but time is lost)
+            _LOG.exception("unexpected error while preparing texts of tasks")
     put("types", lambda: _freeze_types(inspector.types))
     if inspector.kernel.machine == "x86_64":
         put("orc", lambda: (None, _freeze_orc(inspector)))
@@ -81,6 +96,12 @@ def frozen_vmcoreinfo(data: bytes | memoryview) -> bytes | None:
     """VMCOREINFO of the kernel that was found out about, which may have taken a search; None without."""
     text = _header(data)[0]["vmcoreinfo"]
     return None if text is None else text.encode("latin-1")
+
+
+def frozen_absent(data: bytes | memoryview) -> Mapping[str, str]:
+    """What cannot be offered, with the reasons."""
+    absent: dict[str, str] = _header(data)[0]["absent"]
+    return absent
 
 
 def thaw(inspector: Inspector, data: bytes | memoryview) -> None:

@@ -164,8 +164,11 @@ class Inspector:
         """The kernel's configuration; errors as `ikconfig.read_config`."""
         try:
             symbol = self.find_symbol("kernel_config_data")
+            has_constants = self.find_symbol("linux_banner") is not None
         except DumpfsError:
-            symbol = None  # without symbols it is searched for
+            symbol, has_constants = None, False  # without symbols it is searched for
+        if symbol is None and has_constants:
+            raise ViewError("no configuration in the kernel: it was built without CONFIG_IKCONFIG")
         return read_config(self.space, self.image_ranges, symbol)
 
     # -- types

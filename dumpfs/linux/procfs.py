@@ -83,6 +83,18 @@ def read_task_cmdline(inspector: Inspector, task: Task) -> bytes:
     return UserMemory(inspector, task.mm).read_cmdline() if task.mm else b""
 
 
+def check_maps(inspector: Inspector, task: Task) -> None:
+    """Raise what `render_maps` would."""
+    if task.mm:
+        next(UserMemory(inspector, task.mm).areas([]), None)
+
+
+def check_task_cmdline(inspector: Inspector, task: Task) -> None:
+    """Raise what `read_task_cmdline` would; nothing of the arguments is read."""
+    if task.mm:
+        UserMemory(inspector, task.mm).check_cmdline()
+
+
 def render_status(inspector: Inspector, task: Task, threads: int) -> bytes:
     """/proc/PID/status, those of its lines that this kernel's structures tell.
 

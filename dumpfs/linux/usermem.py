@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from dumpfs.arch.walk import PageTables
 from dumpfs.arch.x86_64 import page_tables
-from dumpfs.errors import DumpfsError, ViewError
+from dumpfs.errors import DumpfsError, ViewError, page_error
 from dumpfs.linux.inspect import Inspector
 from dumpfs.linux.records import Record, note_problem, read_record
 from dumpfs.memory.virtual import AddressSpace
-from dumpfs.units import one_line
+from dumpfs.units import READABLE, one_line
 
 _MAX_AREAS = 200_000
 """vm.max_map_count is 65530 by default."""
@@ -106,12 +106,28 @@ class UserMemory:
         Raises:
             DumpfsError: the page is not in the dump (user pages are left out by most), or the bounds are wild.
         """
+        start, size = self._arguments()
+        return self.memory().read(start, size) if size else b""
+
+    def check_cmdline(self) -> None:
+        """Raise what `read_cmdline` would, by the states of the pages: none is decoded."""
+        start, size = self._arguments()
+        if not size:
+            return
+        memory = self.memory()
+        phys = memory.phys
+        for paddr, length in memory.runs(start, size):
+            for pfn in range(paddr >> phys.page_shift, (paddr + length - 1 >> phys.page_shift) + 1):
+                state = phys.state(pfn)
+                if state not in READABLE:
+                    raise page_error(pfn, state)
+
+    def _arguments(self) -> tuple[int, int]:
+        """Address and bytes of the arguments."""
         start, stop = self.mm.value("arg_start"), self.mm.value("arg_end")
-        if start >= stop:
-            return b""
         if stop - start > _MAX_ARGUMENTS:
             raise DumpfsError(f"a command line of {stop - start} bytes cannot be")
-        return self.memory().read(start, stop - start)
+        return start, max(stop - start, 0)
 
     # -- areas
 

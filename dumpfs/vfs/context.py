@@ -62,6 +62,10 @@ class OpenOptions:
     """/dmesg shows device information."""
 
 
+TRAFFIC = frozenset(("requests", "reads", "bytes_read", "cache_hits", "cache_misses", "cache_bytes"))
+"""Names of `Counters.values` that change with every request."""
+
+
 class Counters(Protocol):
     """What /status tells about a mount: numbers and bad pages, over all its worker processes."""
 

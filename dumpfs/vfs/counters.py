@@ -43,6 +43,8 @@ class Count(IntEnum):
     NATIVE_HITS = 10
     NATIVE_MISSES = 11
     """As CACHE_HITS and CACHE_MISSES, of pages that the loop in C keeps."""
+    CACHE_BYTES = 12
+    """Bytes of decoded pages that this process keeps."""
     RESTARTS = 9
     """Workers that were started in place of one that died; only in the row of the supervisor."""
 
@@ -68,6 +70,7 @@ _NAMES: dict[Count, str] = {
     Count.BUGS: "unexpected_errors",
     Count.CACHE_HITS: "cache_hits",
     Count.CACHE_MISSES: "cache_misses",
+    Count.CACHE_BYTES: "cache_bytes",
     Count.BUILT: "views_built",
     Count.RESTARTS: "workers_restarted",
 }
@@ -112,7 +115,7 @@ class SharedCounters:
 
     def detach(self, worker: int) -> None:
         """Forget the process of a worker that has ended; what it counted stays."""
-        self._row(worker)[Count.PID] = 0
+        self._row(worker)[Count.PID] = self._row(worker)[Count.CACHE_BYTES] = 0
 
     def restarted(self) -> None:
         """Count a worker that was started in place of a dead one; the supervisor calls it."""
@@ -123,6 +126,7 @@ class SharedCounters:
         if self._cache is not None:
             self.mine[Count.CACHE_HITS] = self._hits_before + self._cache.hits
             self.mine[Count.CACHE_MISSES] = self._misses_before + self._cache.misses
+            self.mine[Count.CACHE_BYTES] = self._cache.used
 
     def total(self, count: Count) -> int:
         """One number, summed over all processes."""

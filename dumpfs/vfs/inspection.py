@@ -24,6 +24,12 @@ _KEPT_TEXTS = 64
 """Of tasks; some kilobytes each."""
 
 
+_SEARCHED_BYTES = 512 << 20
+"""Stored memory that is searched for VMCOREINFO in two or three seconds."""
+_SEARCHED_PLAIN_BYTES = 2 << 30
+"""Likewise of formats that do not compress."""
+
+
 class Inspection:
     """What is known of the kernel inside one dump.
 
@@ -37,6 +43,7 @@ class Inspection:
         self._inspector: Inspector | None = None
         self._debug: DebugFile | None = None
         self._texts: dict[int, bytes] = {}
+        self._notices: tuple[str, ...] = ()
         self.ready = False
         """Whether asking is quick by now."""
 
@@ -69,6 +76,15 @@ class Inspection:
         self.open_debug_file()
         return Inspector(kernel, self._debug)
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether finding everything out takes a few seconds at most: no large dump must be searched first."""
+        kernel = self._dump.kernel
+        if kernel is None or (kernel.vmcoreinfo is not None and not kernel.doubt):
+            return True
+        most = _SEARCHED_BYTES if self._dump.image.meta.format == "kdump" else _SEARCHED_PLAIN_BYTES
+        return self._dump.stored_bytes <= most
+
     def missing(self) -> str | None:
         """Why nothing can be told of the inside of this dump's kernel, or None; cheap, and so not the last word."""
         kernel = self._dump.kernel
@@ -83,8 +99,10 @@ class Inspection:
         return None
 
     def notices(self) -> Iterator[str]:
-        """What could not be found out, as far as this process has asked."""
-        if self._inspector is not None:
+        """What could not be found out: of all processes of a mount, else as far as this one has asked."""
+        if self.ready:
+            yield from self._notices
+        elif self._inspector is not None:
             yield from dict.fromkeys(self._inspector.notices())
 
     def text(self, ino: int, render: Callable[[Inspector], bytes]) -> bytes:
@@ -110,11 +128,11 @@ class Inspection:
         from dumpfs.linux.frozen import freeze
         from dumpfs.linux.procfs import warm_up
 
-        return freeze(self.inspector, warm_up)
+        return freeze(self.inspector, warm_up, self._dump.tree.find_absent)
 
     def adopt(self, data: bytes | memoryview) -> None:
         """Take what `build` found out, here or in another process."""
-        from dumpfs.linux.frozen import frozen_vmcoreinfo, thaw
+        from dumpfs.linux.frozen import frozen_absent, frozen_vmcoreinfo, thaw
 
         if self.ready:
             return
@@ -125,6 +143,8 @@ class Inspection:
         thaw(inspector, data)
         with self._lock:
             self._inspector = inspector
+            self._notices = tuple(dict.fromkeys(inspector.notices()))
+        self._dump.tree.settle(frozen_absent(data))
         self.ready = True
 
     def _searched(self, kernel: Kernel, text: bytes | None) -> Kernel:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from dumpfs.memory.physical import PhysMemory
+    from dumpfs.vfs.context import Dump
 
 INDEX_BITS = 48
 
@@ -29,6 +30,9 @@ def make_ino(space: int, index: int) -> int:
 @dataclass(slots=True)
 class Node(ABC):
     """A file or a directory."""
+
+    INSIDE: ClassVar[bool] = False
+    """Whether it takes what is found out about the kernel's inside: see `vfs.inspection`."""
 
     ino: int
 
@@ -52,6 +56,33 @@ class Node(ABC):
             DumpfsError: it cannot be built; the reason is for /status and the reader.
         """
         return None
+
+    def decided_by(self) -> Node | None:
+        """The node whose building, or failing, decides what this one lists or tells; None once that is decided.
+
+        A mount waits a moment for it, so that a listing has what can be read and nothing else.
+        """
+        return None
+
+    @property
+    def patient(self) -> bool:
+        """Whether `decided_by` is worth a wait: whether it is built in a few seconds."""
+        return True
+
+    def decide(self, failures: Mapping[int, str]) -> None:  # noqa: B027 (most nodes list what they always do)
+        """Learn which files turned out not to be buildable: inode number and reason."""
+
+    @classmethod  # noqa: B027 (most views are there when `missing` says nothing)
+    def probe(cls, dump: Dump) -> None:
+        """Raise the `DumpfsError` why the dump cannot offer this view after all.
+
+        As far as that can be told without building it. `Tree.find_absent` asks, when the kernel is looked into.
+        """
+
+    @classmethod
+    def find_lacking(cls, dump: Dump) -> Mapping[str, str]:
+        """What a directory that the dump offers lacks: path and reason; errors as `probe`'s, which is asked before."""
+        return {}
 
     def adopt(self, data: memoryview | bytes) -> None:  # noqa: B027 (most files have nothing to take)
         """Take what `build` made, here or in another process; the node is then `ready`."""

@@ -7,11 +7,13 @@ space of its own, in which it makes nodes from the index alone. Any thread may u
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
+from dumpfs.errors import DumpfsError, explain
 from dumpfs.vfs.node import INDEX_BITS, ROOT_INO, DirNode, Entry, FileNode, Node, make_ino
 
 if TYPE_CHECKING:
@@ -28,7 +30,13 @@ class ViewClass(Protocol):
         """The node; cheap."""
 
     def missing(self, dump: Dump) -> str | None:
-        """Why this dump cannot offer the view, or None; cheap, for `ls` asks it of every view."""
+        """Why this dump cannot offer the view, or None; cheap, and asked before anything of the kernel is known."""
+
+    def probe(self, dump: Dump) -> None:
+        """See `Node.probe`."""
+
+    def find_lacking(self, dump: Dump) -> Mapping[str, str]:
+        """See `Node.find_lacking`."""
 
 
 class MemberDir(Protocol):
@@ -78,6 +86,12 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+_LOG = logging.getLogger("dumpfs")
+
+_DECIDES = "tasks"
+"""The view whose building finds out about the kernel's inside, for all others, and which of them there are."""
+
+
 @dataclass(slots=True)
 class FixedDir(DirNode):
     """The root, or a directory that only groups rows."""
@@ -108,6 +122,19 @@ class FixedDir(DirNode):
         """See `DirNode.subdirectories`."""
         return sum(1 for _, _, node in self._children(files=False) if isinstance(node, DirNode))
 
+    def decided_by(self) -> Node | None:
+        """See `Node.decided_by`."""
+        return self.tree.decided_by()
+
+    @property
+    def patient(self) -> bool:
+        """See `Node.patient`."""
+        return self.tree.dump.inspection.is_quick
+
+    def decide(self, failures: Mapping[int, str]) -> None:
+        """See `Node.decide`."""
+        self.tree.decide(failures)
+
 
 class Tree:
     """The files of one dump.
@@ -127,6 +154,8 @@ class Tree:
         self._inos = {path: make_ino(0, ROOT_INO + i) for i, path in enumerate(self.paths)}
         self._nodes: dict[str, Node | None] = {}
         self._reasons: dict[str, str] = {}
+        self._absent: dict[str, str] = {}
+        self._decided = False
         self.root = FixedDir(ROOT_INO, self, "")
         self._nodes[""] = self.root
 
@@ -137,6 +166,10 @@ class Tree:
 
     def at(self, path: str) -> Node | None:
         """The node at a path of the fixed tree, or None when there is no such path or the dump does not offer it."""
+        return None if path in self._absent else self.made(path)
+
+    def made(self, path: str) -> Node | None:
+        """As `at`, but also the node of a view that turned out not to be offered: it says why when it is used."""
         try:
             return self._nodes[path]
         except KeyError:
@@ -145,6 +178,41 @@ class Tree:
             return None
         node = self._nodes[path] = self._make(path)
         return node
+
+    # -- what the kernel's inside decides
+
+    def decided_by(self) -> Node | None:
+        """The node whose building decides which views there are; None once that is decided."""
+        return None if self._decided else self.made(_DECIDES)
+
+    def find_absent(self) -> dict[str, str]:
+        """The views that the dump turns out not to offer, with the reasons; looks into the kernel, which takes long."""
+        absent: dict[str, str] = {}
+        for path in self._rows:
+            if self.made(path) is not None:
+                try:
+                    self.view_class(path).probe(self.dump)
+                    absent.update(self.view_class(path).find_lacking(self.dump))
+                except DumpfsError as error:
+                    absent[path] = explain(error)
+                except Exception as error:  # noqa: BLE001 (a mistake of ours in one view must not cost all others)
+                    _LOG.exception("unexpected error while looking whether there can be a %s", path)
+                    absent[path] = f"unexpected {type(error).__name__}; the log tells more"
+        return absent
+
+    def settle(self, absent: Mapping[str, str]) -> None:
+        """Take what `find_absent` found, here or in another process."""
+        self._absent.update(absent)
+        self._decided = True
+
+    def decide(self, failures: Mapping[int, str]) -> None:
+        """Leave out what could not be built, by inode number, and all that needs what could not be found out."""
+        for path, ino in self._inos.items():
+            if ino in failures and path in self._rows:
+                self._absent.setdefault(path, failures[ino])
+        if not self._decided and _DECIDES in self._absent:
+            inside = [path for path in self._rows if (node := self.made(path)) is not None and node.INSIDE]
+            self.settle(dict.fromkeys(inside, self._absent[_DECIDES]))
 
     def is_directory(self, path: str) -> bool:
         """Whether a path of the fixed tree is a directory, offered or not; loads no view."""
@@ -169,10 +237,17 @@ class Tree:
         return view
 
     def views(self) -> Iterator[tuple[str, ViewClass, str | None]]:
-        """Every row in order: path, class, and None if it is offered, else the reason why not."""
+        """Every row in order: path, class, and None if it is offered, else the reason why not.
+
+        By what is known at once, so that every process says the same; see also `absent`.
+        """
         for path in self._rows:
-            self.at(path)
+            self.made(path)
             yield path, self.view_class(path), self._reasons.get(path)
+
+    def absent(self) -> Mapping[str, str]:
+        """Views that turned out not to be offered, as far as this process knows, with the reasons."""
+        return self._absent
 
     def node(self, ino: int) -> Node:
         """The node with inode number `ino`.
@@ -185,13 +260,13 @@ class Tree:
             return self._member_dir(space).member(ino, ino & (1 << INDEX_BITS) - 1)
         index = ino - ROOT_INO
         if 0 <= index < len(self.paths):
-            node = self.at(self.paths[index])
+            node = self.made(self.paths[index])
             if node is not None:
                 return node
         raise LookupError(f"no inode {ino:#x}")
 
     def _member_dir(self, space: int) -> MemberDir:
-        node = self.at(self._spaces[space])  # KeyError is a LookupError
+        node = self.made(self._spaces[space])  # KeyError is a LookupError
         if node is None:
             raise LookupError(f"no inode space {space}")
         return node  # type: ignore[return-value]  # rows with a space name such classes

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dumpfs.errors import DumpfsError
+from dumpfs.errors import DumpfsError, explain
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import FileNode
 
@@ -74,8 +74,3 @@ class BuiltFile(RenderedFile):
     def adopt(self, data: memoryview | bytes) -> None:
         """See `FileNode.adopt`."""
         self.content = data
-
-
-def explain(error: DumpfsError) -> str:
-    """An error and its remedy in one line."""
-    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
@@ -17,3 +18,8 @@ class BtfFile(InsideBuiltFile):
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         return self.inspector.read_btf()
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        dump.inspection.inspector.read_btf()

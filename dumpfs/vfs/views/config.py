@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dumpfs.units import text_lines
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
@@ -18,3 +19,8 @@ class ConfigFile(InsideBuiltFile):
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         return text_lines(self.inspector.read_config())
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        dump.inspection.inspector.read_config()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from dumpfs.errors import ViewError
+from dumpfs.errors import DumpfsError, ViewError, explain
 from dumpfs.units import one_line
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.node import DirNode, Entry, Node, make_ino
+from dumpfs.vfs.node import Entry, Node, make_ino
 from dumpfs.vfs.views.inside import InsideFile
 from dumpfs.vfs.views.tasks import InsideDir
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SPACE = 2
 _SHIFT = 4
+_LOOKED_AT = 256
 
 
 def _prstatus(inspector: Inspector, cpu: int) -> bytes:
@@ -60,6 +61,45 @@ FILES: Mapping[str, Callable[[Inspector, int], bytes]] = {
 _NAMES = tuple(FILES)
 
 
+def _has_registers(inspector: Inspector, cpu: int) -> None:
+    if inspector.cpu_registers(cpu) is None:
+        raise ViewError(f"the dump has no registers of processor {cpu}")
+
+
+def _has_stack(inspector: Inspector, cpu: int) -> None:
+    inspector.registers(inspector.need_running(cpu))
+
+
+_CHECKS: Mapping[str, Callable[[Inspector, int], object]] = {
+    "prstatus": _prstatus,
+    "registers": _has_registers,
+    "stack": _has_stack,
+    "task": _task,
+}
+"""Name of a file to what raises the reason why it cannot be rendered; much quicker than to render it."""
+
+
+def _offered(inspector: Inspector, cpu: int) -> Mapping[str, DumpfsError | None]:
+    """The files of a processor, each with the reason why it is not there, or None."""
+    found: dict[str, DumpfsError | None] = dict.fromkeys(_NAMES)
+    for name, check in _CHECKS.items():
+        try:
+            check(inspector, cpu)
+        except DumpfsError as exc:
+            found[name] = exc
+    return found
+
+
+def find_lacking(inspector: Inspector) -> Mapping[str, str]:
+    """What processors lack of their files, by 'cpus/N/NAME', with the reasons; of the first few hundred processors."""
+    return {
+        f"cpus/{cpu}/{name}": explain(error)
+        for cpu in inspector.cpus[:_LOOKED_AT]
+        for name, error in _offered(inspector, cpu).items()
+        if error is not None
+    }
+
+
 @dataclass(slots=True)
 class CpuFile(InsideFile):
     """One file of a processor."""
@@ -73,10 +113,9 @@ class CpuFile(InsideFile):
 
 
 @dataclass(slots=True)
-class CpuDir(DirNode):
+class CpuDir(InsideDir):
     """The directory of a processor."""
 
-    dump: Dump
     cpu: int
 
     def lookup(self, name: str) -> Node | None:
@@ -84,9 +123,11 @@ class CpuDir(DirNode):
         return _node(self.dump, self.cpu, 1 + _NAMES.index(name)) if name in FILES else None
 
     def entries(self, cookie: int) -> Iterator[Entry]:
-        """See `DirNode.entries`."""
-        for position in range(cookie + 1, len(_NAMES) + 1):
-            yield position, _NAMES[position - 1], _node(self.dump, self.cpu, position)
+        """See `DirNode.entries`; a file that cannot be read is not listed, but can be looked up, and says why."""
+        lacking = _offered(self.dump.inspection.inspector, self.cpu)
+        for position, name in enumerate(_NAMES, 1):
+            if position > cookie and lacking[name] is None:
+                yield position, name, _node(self.dump, self.cpu, position)
 
 
 @dataclass(slots=True)
@@ -101,6 +142,16 @@ class CpusDir(InsideDir):
     def missing(cls, dump: Dump) -> str | None:
         """See `tree.ViewClass`."""
         return dump.inspection.missing()
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        _ = dump.inspection.inspector.cpus
+
+    @classmethod
+    def find_lacking(cls, dump: Dump) -> Mapping[str, str]:
+        """See `Node.find_lacking`."""
+        return find_lacking(dump.inspection.inspector)
 
     def lookup(self, name: str) -> Node | None:
         """See `DirNode.lookup`."""

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dumpfs.errors import DumpfsError, ViewError
+from dumpfs.errors import DumpfsError, ViewError, explain
 from dumpfs.linux.logrecord import escape
 from dumpfs.units import one_line
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import BuiltFile, explain
+from dumpfs.vfs.savedlog import SavedLog
+from dumpfs.vfs.views.base import BuiltFile
 from dumpfs.vfs.views.vmcoreinfo import HINT, NOT_FOUND, without_vmcoreinfo
 
 _RINGS = ("prb", "log_buf")
@@ -53,9 +54,7 @@ class DmesgFile(BuiltFile):
         try:
             return self._from_memory()
         except DumpfsError as error:
-            kernel = self.dump.kernel
-            release = self.dump.image.meta.uts.release if kernel is None else kernel.release
-            saved = self.dump.saved_logs.find(release)
+            saved = _find_saved(self.dump)
             if saved is None:
                 raise
             self.source = saved.name
@@ -78,6 +77,18 @@ class DmesgFile(BuiltFile):
         self.gaps = dmesg.gaps
         return dmesg.text
 
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`: where the log begins can be read, or one lies beside the dump."""
+        from dumpfs.linux.printk import records
+
+        if (node := dump.tree.made("dmesg")) is not None and not node.ready:
+            try:
+                next(records(dump.need_kernel().deep), None)
+            except DumpfsError:
+                if _find_saved(dump) is None:
+                    raise
+
     def build(self) -> bytes | None:
         """See `FileNode.build`: what was odd as a line of JSON, then the text."""
         text = bytes(self._bytes())
@@ -89,6 +100,12 @@ class DmesgFile(BuiltFile):
         notices, self.gaps, self.source = json.loads(line)
         self.notices = tuple(notices)
         self.content = text
+
+
+def _find_saved(dump: Dump) -> SavedLog | None:
+    """The log of this dump's kernel that lies beside it."""
+    kernel = dump.kernel
+    return dump.saved_logs.find(dump.image.meta.uts.release if kernel is None else kernel.release)
 
 
 def _unreadable(dump: Dump) -> str | None:

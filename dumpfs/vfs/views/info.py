@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs import __version__
+from dumpfs.errors import explain
 from dumpfs.vfs.census import take_census
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile, explain
+from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import Node
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 def preparer(node: Node, dump: Dump) -> Node:
     """The node that prepares every view of the kernel's inside: /tasks, or `node` itself where that is missing."""
-    return dump.tree.at("tasks") or node
+    return dump.tree.made("tasks") or node
 
 
 @dataclass(slots=True)
 class InsideFile(RenderedFile):
     """A small text that is quick to make once the kernel is known from inside."""
+
+    INSIDE: ClassVar[bool] = True
 
     @classmethod
     def missing(cls, dump: Dump) -> str | None:
@@ -57,6 +59,8 @@ class InsideFile(RenderedFile):
 @dataclass(slots=True)
 class InsideBuiltFile(BuiltFile):
     """A large content of the kernel's inside, made in a helper process of its own."""
+
+    INSIDE: ClassVar[bool] = True
 
     @classmethod
     def missing(cls, dump: Dump) -> str | None:

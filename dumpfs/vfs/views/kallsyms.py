@@ -10,6 +10,7 @@ from dumpfs.linux.kallsyms import render_kallsyms
 from dumpfs.linux.modules import Module, SymbolBudget, module_symbols
 from dumpfs.linux.records import note_problem
 from dumpfs.linux.types import MissingTypeError
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 
@@ -31,6 +32,11 @@ class KallsymsFile(InsideBuiltFile):
         except DumpfsError as exc:  # the kernel's own are worth having without
             note_problem(inspector.problems, f"kallsyms: without the symbols of modules: {exc}")
         return "".join(texts).encode("utf-8", "surrogateescape")
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        _ = dump.inspection.inspector.kallsyms
 
     def _of_module(self, module: Module, budget: SymbolBudget) -> str:
         inspector = self.inspector

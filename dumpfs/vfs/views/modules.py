@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dumpfs.linux.modules import render_modules
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideFile
 
 
@@ -19,3 +20,8 @@ class ModulesFile(InsideFile):
         """See `RenderedFile.render`."""
         inspector = self.inspector
         return render_modules(inspector.modules, inspector.kernel.word_size).encode()
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        _ = dump.inspection.inspector.modules

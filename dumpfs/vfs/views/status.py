@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import ClassVar
 
 from dumpfs import __version__
+from dumpfs.errors import explain
 from dumpfs.native import AVAILABLE
 from dumpfs.units import one_line, render_size
-from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import DumpFile, explain
+from dumpfs.vfs.context import TRAFFIC, Dump
+from dumpfs.vfs.node import Node
+from dumpfs.vfs.views.base import DumpFile
 from dumpfs.vfs.views.dmesg import DmesgFile
 from dumpfs.vfs.views.pages import MAX_LISTED, PagesDir
 from dumpfs.vfs.views.vmcore import CoreFile
+
+_WIDTH = 20
+"""Digits of the largest 64-bit number."""
 
 
 @dataclass(slots=True)
@@ -30,9 +35,27 @@ class StatusFile(DumpFile):
     snapshot: bytes = field(default=b"", kw_only=True)
     """What the last reader that began at the start got, so that the rest it asks for fits."""
 
+    def decided_by(self) -> Node | None:
+        """See `Node.decided_by`: it tells which views there are."""
+        return self.dump.tree.decided_by()
+
+    @property
+    def patient(self) -> bool:
+        """See `Node.patient`."""
+        return self.dump.inspection.is_quick
+
+    def decide(self, failures: Mapping[int, str]) -> None:
+        """See `Node.decide`."""
+        self.dump.tree.decide(failures)
+
     def size(self) -> int:
-        """See `FileNode.size`."""
-        return len(render_status(self.dump))
+        """See `FileNode.size`; the same a moment later, and in another process, unless there was news."""
+        self.snapshot = render_status(self.dump)
+        return len(self.snapshot)
+
+    def stored_bytes(self) -> int:
+        """See `FileNode.stored_bytes`."""
+        return len(self.snapshot)
 
     def read(self, offset: int, size: int) -> bytes:
         """See `FileNode.read`."""
@@ -48,7 +71,7 @@ def render_status(dump: Dump) -> bytes:
     sections = [
         ("dump", [f"dumpfs {__version__}", *dump.paths, f"{meta.format} {meta.variant}".rstrip(), state]),
         ("options", _options(dump)),
-        ("not offered", [f"{path}: {why}" for path, _, why in dump.tree.views() if why is not None]),
+        ("not offered", _not_offered(dump)),
         ("could not be built", _failures(dump)),
         ("notices", _notices(dump)),
         ("changes of the input", dump.image.changes()),
@@ -82,10 +105,23 @@ def _options(dump: Dump) -> Iterator[str]:
         yield option.name if value is True else f"{option.name}={value}"
 
 
+def _not_offered(dump: Dump) -> Iterator[str]:
+    failures, tree = dump.failures(), dump.tree
+    absent = {path: why for path, _, why in tree.views() if why is not None}
+    for path, why in tree.absent().items():
+        node = tree.made(path)
+        if node is None or node.ino not in failures:
+            absent[path] = why
+    yield from (f"{path}: {absent[path]}" for path in sorted(absent))
+    if tree.decided_by() is not None:
+        yield "what else, and why, is not known yet: nobody has listed the files, or finding out takes long"
+
+
 def _failures(dump: Dump) -> Iterator[str]:
     reasons = dump.failures()
-    for path, node in dump.tree.files():
-        if node.ino in reasons:
+    for path, _, _ in dump.tree.views():
+        node = dump.tree.made(path)
+        if node is not None and node.ino in reasons:
             yield f"{path}: {reasons[node.ino]}"
 
 
@@ -113,9 +149,9 @@ def _counters(dump: Dump) -> Iterator[str]:
     workers = dump.counters.workers()
     yield f"workers: {' '.join(map(str, workers))}"
     for name, value in dump.counters.values().items():
-        yield f"{name}: {value}"
+        # What changes all the time has a fixed width, lest the size of the file does.
+        yield f"{name}: {value:<{_WIDTH}}" if name in TRAFFIC else f"{name}: {value}"
     yield f"native code: {'in use' if AVAILABLE else 'not in use'}"
-    yield f"cache of this worker: {render_size(dump.cache.used)}"
 
 
 def _bad_pages(dump: Dump) -> Iterator[str]:

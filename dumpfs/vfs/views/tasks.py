@@ -68,6 +68,52 @@ FILES: Mapping[str, _Render] = {
 _NAMES = tuple(FILES)
 
 
+def _has_record(inspector: Inspector, task: Task) -> None:
+    inspector.task_reader.record(task.vaddr)
+
+
+def _has_registers(inspector: Inspector, task: Task) -> None:
+    inspector.registers(task)
+
+
+_CHECKS: Mapping[str, Callable[[Inspector, Task], object]] = {
+    "cmdline": _procfs("check_task_cmdline"),
+    "maps": _procfs("check_maps"),
+    "registers": _has_registers,
+    "stack": _has_registers,
+    "status": _has_record,
+}
+"""Name of a file to what raises the reason why it cannot be rendered; much quicker than to render it."""
+_LOOKED_AT = 256
+"""Tasks of which `/status` tells what they lack."""
+
+
+def _offered(inspector: Inspector, tid: int) -> Mapping[str, DumpfsError | None]:
+    """The files of a task, each with the reason why it is not there, or None."""
+    found: dict[str, DumpfsError | None] = dict.fromkeys(_NAMES)
+    for name, check in _CHECKS.items():
+        try:
+            check(inspector, inspector.need_task(tid))
+        except DumpfsError as exc:
+            found[name] = exc
+    return found
+
+
+def find_lacking(inspector: Inspector) -> Mapping[str, str]:
+    """What tasks lack of their files, by 'tasks/*/NAME', in a sentence; of the first few hundred tasks."""
+    tids = sorted(inspector.processes)[:_LOOKED_AT]
+    reasons: dict[str, list[str]] = {}
+    for tid in tids:
+        for name, error in _offered(inspector, tid).items():
+            if error is not None:
+                reasons.setdefault(name, []).append(f"{error.message} (tasks/{tid})")
+    looked = f"{len(tids)} processes" if len(tids) == len(inspector.processes) else f"the first {len(tids)} processes"
+    return {
+        f"tasks/*/{name}": f"not of {len(found)} of {looked}: {found[0]}{', ...' if len(found) > 1 else ''}"
+        for name, found in reasons.items()
+    }
+
+
 @dataclass(slots=True)
 class TaskFile(InsideFile):
     """One file of a task."""
@@ -85,6 +131,8 @@ class TaskFile(InsideFile):
 @dataclass(slots=True)
 class InsideDir(DirNode):
     """A directory that is listed from what one helper process finds out for all."""
+
+    INSIDE: ClassVar[bool] = True
 
     dump: Dump
 
@@ -124,10 +172,11 @@ class TaskDir(InsideDir):
         return _node(self.dump, self.tid, _THREADS) if name == "task" and not self.thread else None
 
     def entries(self, cookie: int) -> Iterator[Entry]:
-        """See `DirNode.entries`."""
+        """See `DirNode.entries`; a file that cannot be read is not listed, but can be looked up, and says why."""
         names = _NAMES if self.thread else (*_NAMES, "task")
+        lacking = _offered(self.dump.inspection.inspector, self.tid)
         for position, name in enumerate(names, 1):
-            node = self.lookup(name) if position > cookie else None
+            node = self.lookup(name) if position > cookie and lacking.get(name) is None else None
             if node is not None:
                 yield position, name, node
 
@@ -204,6 +253,16 @@ class TasksDir(InsideDir):
             return len(self._processes()) if self.ready else 0
         except DumpfsError:
             return 0  # listing it will say why
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        _ = dump.inspection.inspector.processes
+
+    @classmethod
+    def find_lacking(cls, dump: Dump) -> Mapping[str, str]:
+        """See `Node.find_lacking`."""
+        return find_lacking(dump.inspection.inspector)
 
 
 def _node(dump: Dump, tid: int, number: int) -> Node:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dumpfs.units import text_line
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideFile
 
 
@@ -18,3 +19,8 @@ class VersionFile(InsideFile):
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         return text_line(self.inspector.banner)
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        _ = dump.inspection.inspector.banner

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from dumpfs.elf.core_notes import ThreadNotes, build_core_notes
 from dumpfs.elf.layout import Content, CorePlan, CoreTarget, Extent, Mapping, ReadPhysical, plan_core
 from dumpfs.elf.segments import MAX_SEGMENTS, ram_ranges
-from dumpfs.errors import DumpfsError
+from dumpfs.errors import DumpfsError, explain
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.node import MemoryExtents
-from dumpfs.vfs.views.base import DumpFile, explain
+from dumpfs.vfs.views.base import DumpFile
 
 if TYPE_CHECKING:
     from dumpfs.arch.walk import PageTables

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from dumpfs.elf.layout import ReadPhysical
-from dumpfs.errors import DumpfsError, ExcludedPageError, ViewError
+from dumpfs.errors import DumpfsError, ExcludedPageError, ViewError, explain
 from dumpfs.memory.physical import HolePolicy, PhysMemory
 from dumpfs.ranges import PfnSet
 from dumpfs.units import Pfn, zeros
 from dumpfs.vfs.context import Dump
-from dumpfs.vfs.views.base import explain
 from dumpfs.vfs.views.vmcore import CoreFile, DumpCore, plan_dump_core
 from dumpfs.vfs.views.vmcoreinfo import HINT, without_vmcoreinfo
 
@@ -136,6 +135,13 @@ class VmcoreKernFile(CoreFile):
     def missing(cls, dump: Dump) -> str | None:
         """See `tree.ViewClass`: whether pages can be told apart is known when the file is opened."""
         return without_vmcoreinfo(dump) or dump.inspection.missing()
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`: it is known where the kernel says of each page what it was used for."""
+        from dumpfs.linux.memmodel import find_memory_model
+
+        find_memory_model(dump.need_kernel().deep)
 
     def memory(self) -> ReadPhysical:
         """See `CoreFile.memory`."""

@@ -153,6 +153,7 @@ def _other_machine(machine: str) -> str:
 class VmcoreTasksFile(CoreFile):
     """An ELF core of the whole dump with every task as a thread."""
 
+    INSIDE: ClassVar[bool] = True
     NAME: ClassVar[str] = "vmcore-tasks"
     ABOUT: ClassVar[str] = (
         "vmcore with a thread for every task, for gdb: `info threads` and `thread apply all bt` show them all. The"
@@ -168,6 +169,14 @@ class VmcoreTasksFile(CoreFile):
             return reason
         machine = dump.kernel.machine
         return None if machine in _KERNEL_MODE or not machine else _other_machine(machine)
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        inspector = dump.inspection.inspector
+        if inspector.kernel.machine not in _KERNEL_MODE:
+            raise ViewError(_other_machine(inspector.kernel.machine))
+        _ = inspector.tasks
 
     def make(self) -> DumpCore:
         """See `CoreFile.make`."""

@@ -43,6 +43,12 @@ class VmcoreinfoFile(BuiltFile):
         """See `FileNode.ready`."""
         return self.content is not None or self.dump.vmcoreinfo_text is not None
 
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        if dump.deep_vmcoreinfo_text is None:
+            raise ViewError(NOT_FOUND, hint=HINT)
+
     def render(self) -> bytes:
         """See `RenderedFile.render`."""
         text = self.dump.deep_vmcoreinfo_text

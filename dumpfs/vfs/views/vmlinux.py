@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.inside import InsideBuiltFile
 
 # What builds the files is imported by the helper process that builds: a listing of the root needs only their names.
@@ -22,6 +23,12 @@ class SymbolsFile(InsideBuiltFile):
         from dumpfs.elf.kernelfile import build_symbol_file
 
         return build_symbol_file(self.inspector, whole=self.WHOLE)
+
+    @classmethod
+    def probe(cls, dump: Dump) -> None:
+        """See `Node.probe`."""
+        inspector = dump.inspection.inspector
+        _ = inspector.kallsyms, inspector.code.ranges
 
     def load(self) -> None:
         """See `Node.load`."""

@@ -82,9 +82,28 @@ def test_every_process_is_listed_by_number(dump):
 
 
 def test_process_has_procs_files_and_its_threads(dump):
-    assert names(dump, "tasks/1") == ["cmdline", "comm", "maps", "registers", "stack", "status", "task"]
-    assert names(dump, "tasks/1/task") == ["1"]
-    assert names(dump, "tasks/1/task/1") == ["cmdline", "comm", "maps", "registers", "stack", "status"]
+    assert names(dump, "tasks/2") == ["cmdline", "comm", "maps", "registers", "stack", "status", "task"]
+    assert names(dump, "tasks/2/task") == ["2"]
+    assert names(dump, "tasks/2/task/2") == ["cmdline", "comm", "maps", "registers", "stack", "status"]
+
+
+def test_file_that_cannot_be_read_is_not_listed_and_says_why(dump):
+    assert names(dump, "tasks/1") == ["comm", "maps", "registers", "stack", "status", "task"]
+    with pytest.raises(ExcludedPageError):
+        dump.tree.lookup_path("tasks/1/cmdline").check_open()
+
+
+def test_what_is_listed_can_be_read(dump):
+    def check(path: str, node) -> None:
+        if isinstance(node, FileNode):
+            node.check_open()
+            assert len(node.read(0, node.size() + 1)) == node.size(), path
+        elif path not in ("/pages", "/bitmaps"):
+            for _, name, child in node.entries(0):
+                check(f"{path}/{name}", child)
+
+    for path in ("cpus", "tasks", "gdb"):
+        check(f"/{path}", dump.tree.lookup_path(path))
 
 
 def test_listing_resumes_after_a_cookie(dump):
