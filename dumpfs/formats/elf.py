@@ -60,6 +60,7 @@ _MAX_PHDRS = 1 << 18
 """A terabyte cut into pieces of four megabytes; the largest seen by us has 70,131."""
 _MAX_NOTE_BYTES = 64 << 20
 _MAX_VIRTUAL_LOADS = 4096
+_PHDR_SIZES = tuple(phdr_layout(abi).size(abi) for abi in (elf_abi(4, "little"), elf_abi(8, "little")))
 _MAX_PHENTSIZE = 1024
 
 _NT_AUXV = 6
@@ -170,7 +171,8 @@ def _read_phdrs(headers: _Headers) -> None:
     source, ehdr = headers.source, headers.ehdr
     size = phdr_layout(headers.abi).size(headers.abi)
     stride = ehdr["e_phentsize"]
-    if not size <= stride <= _MAX_PHENTSIZE:
+    # Of the other class's size more likely only the field is wrong: some writers fill in the 64-bit one for all.
+    if not size <= stride <= _MAX_PHENTSIZE or (stride != size and stride in _PHDR_SIZES):
         if ehdr["e_phnum"]:
             headers.notices.append(f"e_phentsize is {stride}; {size} is assumed")
         stride = size
@@ -179,8 +181,8 @@ def _read_phdrs(headers: _Headers) -> None:
         return
     if offset < EHDR.size(headers.abi):
         raise CorruptDumpError(source.name, f"{count} program headers at offset {offset:#x}, inside the ELF header")
-    there = max(source.size - offset, 0) // stride
-    if not there:
+    there = max(source.size - offset - size, -stride) // stride + 1  # of the last one, only the header itself
+    if there <= 0:
         raise TruncatedDumpError(
             source.name,
             f"the file ends at {source.size:#x}, before its program headers",
@@ -192,7 +194,7 @@ def _read_phdrs(headers: _Headers) -> None:
     if there < count:
         headers.lacks.append(f"the file ends inside its program headers ({there} of {count} are there)")
         count = there
-    table = read_exactly(source, offset, count * stride, "the program headers")
+    table = read_exactly(source, offset, (count - 1) * stride + size, "the program headers")
     if stride != size:
         table = b"".join(table[i : i + size] for i in range(0, len(table), stride))
     headers.phdrs = list(parse_phdrs(headers.abi, table, count))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dumpfs.errors import FormatError, UnknownFormatError, UnsupportedFeatureError
 
-HEAD_SIZE = 1024
+HEAD_SIZE = 0x1008
 """Bytes from the beginning of a file that recognition needs."""
 
 _RAW_HINT = "-o format=raw for a flat image of physical memory"
@@ -32,6 +32,9 @@ class Foreign(NamedTuple):
 
 
 _CRASH = "crash opens it; " + _TO_ELF
+_DUMP_CORE = "dump the guest with xl dump-core, and open that with crash"
+_HIBERNATED = "resume the machine from it and dump that; the image is compressed and in no order"
+_DECRYPT = "decrypt it first: gpg -d -o DUMP FILE"
 _VMWARE = "convert it with VMware's vmss2core, or crash opens it together with its .vmem file"
 FOREIGN = (
     Foreign(b"DISKDUMP", "a dump of the old diskdump tool (RHEL 3 and 4)", _CRASH),
@@ -42,16 +45,42 @@ FOREIGN = (
     Foreign(b"\xa8\x19\x01\x73\x61\x8f\x23\xfd", "an s390 stand-alone dump", "zgetdump -f elf DUMP > vmcore"),
     Foreign(b"\xa8\x19\x01\x73\x61\x8f\x23\xfe", "an s390 stand-alone dump", "zgetdump -f elf DUMP > vmcore"),
     Foreign(b"sadump\0\0", "a sadump dump", "makedumpfile -c -d 0 SADUMP dump makes a kdump of it"),
+    Foreign(b"sadump\0\0", "a sadump media backup", "makedumpfile -c -d 0 SADUMP dump makes a kdump of it", 0x1000),
     Foreign(b"AVML\x02\0\0\0", "a compressed AVML image", "avml-convert --source-format avml --format lime IMAGE OUT"),
     Foreign(b"\xd2\xbe\xd2\xbe", "a VMware suspend or snapshot file", _VMWARE),
     Foreign(b"\xd2\xba\xd2\xbe", "a VMware suspend or snapshot file", _VMWARE),
     Foreign(b"\xd1\xba\xd1\xba", "a VMware suspend or snapshot file", _VMWARE),
     Foreign(b"\xd3\xbe\xd3\xbe", "a VMware suspend or snapshot file", _VMWARE),
+    Foreign(b"\xd0\xbe\xd2\xbe", "a VMware suspend or snapshot file", _VMWARE),
+    Foreign(b"\xd0\xbe\xd0\xbe", "a VMware suspend or snapshot file", _VMWARE),
+    Foreign(b"\xd2\xba\xd2\xba", "a VMware suspend or snapshot file", _VMWARE),
     Foreign(b"QEVM", "a QEMU savevm stream", "dump the guest with dump-guest-memory (virsh dump --memory-only)"),
     Foreign(b"LibvirtQemud", "a libvirt save image", "use virsh dump --memory-only instead of virsh save or dump"),
     Foreign(b"PAGEDU64", "a Windows crash dump", "WinDbg opens it"),
     Foreign(b"PAGEDUMP", "a Windows crash dump", "WinDbg opens it"),
-    Foreign(b"LinuxGuestRecord", "a Xen save image", "dump the guest with xl dump-core, and open that with crash"),
+    Foreign(b"PAGE", "a Windows crash dump", "WinDbg opens it"),
+    Foreign(b"SDMPDUMP", "a Windows crash dump", "WinDbg opens it"),
+    Foreign(b"MDMP", "a Windows minidump, of a process", "WinDbg opens it; it holds no memory of a kernel"),
+    Foreign(b"ZDMP", "a compressed crash dump of DumpIt", "unpack it with Z2Dmp of the Comae toolkit"),
+    Foreign(b"HPAK", "a memory image of HBGary's FastDump", "volatility opens it, and extracts the memory in it"),
+    Foreign(b"LinuxGuestRecord", "a Xen save image", _DUMP_CORE),
+    Foreign(b"Xen saved domain", "a Xen save image", _DUMP_CORE),
+    Foreign(b"\xed\xeb\x0f\xf0", "an old Xen core dump", _CRASH),
+    Foreign(b"\xee\xeb\x0f\xf0", "an old Xen core dump of an HVM guest", _CRASH),
+    Foreign(b"\xf0\x0f\xeb\xed", "an old Xen core dump", _CRASH),
+    Foreign(b"\xf0\x0f\xeb\xee", "an old Xen core dump of an HVM guest", _CRASH),
+    Foreign(b"S1SUSPEND", "a swap partition that holds a hibernation image", _HIBERNATED, 0xFF6),
+    Foreign(b"ULSUSPEND", "a swap partition that holds a hibernation image", _HIBERNATED, 0xFF6),
+    Foreign(b"LINHIB0001", "a swap partition that holds a hibernation image", _HIBERNATED, 0xFF6),
+    Foreign(b"SWAPSPACE2", "a swap partition or file", "a machine swaps there; its memory is not in it", 0xFF6),
+    Foreign(b"SWAP-SPACE", "a swap partition or file", "a machine swaps there; its memory is not in it", 0xFF6),
+    Foreign(b"vhdxfile", "a VHDX disk image", "it holds a disk, not memory"),
+    Foreign(b"conectix", "a VHD disk image", "it holds a disk, not memory"),
+    Foreign(b"KDMV", "a VMDK disk image", "it holds a disk, not memory"),
+    Foreign(b"\x7f\x10\xda\xbe", "a VirtualBox disk image", "it holds a disk, not memory", 0x40),
+    Foreign(b"-----BEGIN PGP MESSAGE", "encrypted with PGP", _DECRYPT),
+    Foreign(b"Salted__", "encrypted with openssl", "decrypt it first: openssl enc -d"),
+    Foreign(b"age-encryption.org/", "encrypted with age", "decrypt it first: age -d -o DUMP FILE"),
     Foreign(b"QFI\xfb", "a qcow2 disk image", "it holds a disk, not memory"),
     Foreign(b"HdrS", "a kernel image (bzImage)", "it holds the kernel, not a dump of it", 0x202),
 )
@@ -85,6 +114,19 @@ ARCHIVES = (
 )
 
 
+_PGP_PACKETS = (0x84, 0x85, 0x8C, 0xC1, 0xC3)
+"""First bytes of binary OpenPGP messages: session keys by public key (1) or passphrase (3), lengths old and new."""
+_PGP_VERSIONS = (3, 4, 5, 6)
+
+
+def _is_pgp(head: bytes) -> bool:
+    """Whether it looks like a binary OpenPGP message (RFC 4880, 4.2 and 5.1): tag, a short length, a version."""
+    if len(head) < 4 or head[0] not in _PGP_PACKETS:
+        return False
+    length_bytes = 2 if head[0] == 0x85 or (head[0] & 0x40 and head[1] >= 192) else 1
+    return head[1 + length_bytes] in _PGP_VERSIONS
+
+
 def _starts(head: bytes, offset: int, magic: bytes) -> bool:
     return head[offset : offset + len(magic)] == magic
 
@@ -96,11 +138,18 @@ def unpack_command(archive: Archive, name: str) -> str:
     return f"{archive.to_stdout} {shlex.quote(name)} > {shlex.quote(name + '.unpacked')}"
 
 
+def _sentence(foreign: Foreign) -> str:
+    is_packed = foreign.what.startswith("encrypted")
+    return f"is {foreign.what}" + ("" if is_packed else ", which dumpfs does not read")
+
+
 def recognised(head: bytes, name: str) -> UnsupportedFeatureError | None:
     """Why a file of a known kind that begins with `head` is refused, or None when its kind is not known."""
     for foreign in FOREIGN:
         if _starts(head, foreign.offset, foreign.magic):
-            return UnsupportedFeatureError(name, f"is {foreign.what}, which dumpfs does not read", hint=foreign.hint)
+            return UnsupportedFeatureError(name, _sentence(foreign), hint=foreign.hint)
+    if _is_pgp(head):
+        return UnsupportedFeatureError(name, "seems to be encrypted with PGP", hint=_DECRYPT)
     for archive in ARCHIVES:
         if _starts(head, archive.offset, archive.magic):
             return UnsupportedFeatureError(

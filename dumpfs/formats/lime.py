@@ -27,6 +27,7 @@ _HEADER = Layout(
 )
 _MAX_RANGES = 1 << 16
 """Machines have a few dozen."""
+_MAX_PADDING, _PIECE = 64 << 20, 1 << 20
 
 
 def _order(head: Buffer) -> Literal["little", "big"] | None:
@@ -82,6 +83,8 @@ def _read_ranges(source: ByteSource, abi: Abi) -> tuple[list[Segment], str]:
         problem = _complaint(source, abi, head, size, position)
         if not problem and len(segments) >= _MAX_RANGES:
             problem = f"there are more than {_MAX_RANGES} ranges"
+        if problem and segments and not _more_than_zeros(source, position):
+            break  # writers that pad their last block, or the disk they wrote to
         if problem and not segments:
             raise CorruptDumpError(source.name, problem, offset=position)
         if problem:
@@ -93,6 +96,19 @@ def _read_ranges(source: ByteSource, abi: Abi) -> tuple[list[Segment], str]:
     if position > source.size:
         return segments, f"the file ends at {source.size:#x}, but its last range reaches to {position:#x}"
     return segments, ""
+
+
+def _more_than_zeros(source: ByteSource, position: int) -> bool:
+    """Whether there are other bytes than zeros from `position` on; holes are passed over, and much is not looked at."""
+    stop = min(source.size, position + _MAX_PADDING)
+    while (position := source.next_data(position)) < stop:
+        piece = source.read_at(position, min(_PIECE, stop - position))
+        if any(piece):
+            return True
+        if not piece:
+            break
+        position += len(piece)
+    return source.size > stop and source.next_data(stop) < source.size
 
 
 def _complaint(source: ByteSource, abi: Abi, head: bytes, size: int, position: int) -> str:

@@ -273,23 +273,23 @@ def parse_header(source: ByteSource) -> KdumpHeader:
 
 def _parse_main(source: ByteSource, head: bytes) -> tuple[Abi, dict[str, int], Utsname]:
     best: tuple[int, int] | None = None
-    problem = ""
+    faults: list[tuple[int, int, int, list[str]]] = []
     for index, (layout, abi) in enumerate(_CANDIDATES):
         fields = layout.parse(abi, head)
         numbers = {k: v for k, v in fields.items() if isinstance(v, int)}
-        fault = _implausible(numbers)
-        if fault:
-            problem = problem or fault
-            continue
+        found = _implausible(numbers)
         score = _score_main(_text(fields["machine"]), abi, numbers, source.size)
-        if best is None or score > best[0]:
+        if found:
+            faults.append((len(found), -score, index, found))
+        elif best is None or score > best[0]:
             best = (score, index)
     if best is None:
+        *_, found = min(faults)  # what is wrong by the likeliest reading
         raise CorruptDumpError(
             source.name,
-            f"the main header makes no sense in any byte order and word size ({problem})",
+            f"the main header makes no sense in any byte order and word size ({', '.join(found)})",
             offset=0,
-            hint="the file is damaged; copy it again from where it was made",
+            hint="its writer was ended before it had more to say, or the file is damaged: make or copy it again",
         )
     layout, abi = _CANDIDATES[best[1]]
     fields = layout.parse(abi, head)
@@ -302,18 +302,18 @@ def _text(value: object) -> str:
     return value.split(b"\0", 1)[0].decode("utf-8", "replace") if isinstance(value, bytes) else ""
 
 
-def _implausible(main: Mapping[str, int]) -> str:
-    """Why these cannot be a main header's numbers, or ''."""
+def _implausible(main: Mapping[str, int]) -> list[str]:
+    """Why these cannot be a main header's numbers: the impossible ones."""
     block_size, version = main["block_size"], main["header_version"]
-    if not 0 <= version <= _MAX_VERSION:
-        return f"header_version {version}"
+    faults = [] if 0 <= version <= _MAX_VERSION else [f"header_version {version}"]
     if block_size & (block_size - 1) or not MIN_BLOCK_SIZE <= block_size <= MAX_BLOCK_SIZE:
-        return f"block_size {block_size}"
+        faults.append(f"block_size {block_size}")
+        block_size = MIN_BLOCK_SIZE
     if not 1 <= main["sub_hdr_size"] <= _MAX_SUB_HEADER_BYTES // block_size:
-        return f"sub_hdr_size {main['sub_hdr_size']}"
+        faults.append(f"sub_hdr_size {main['sub_hdr_size']}")
     if not main["bitmap_blocks"]:
-        return "bitmap_blocks 0"
-    return ""
+        faults.append("bitmap_blocks 0")
+    return faults
 
 
 def _score_main(machine: str, abi: Abi, main: Mapping[str, int], file_bytes: int) -> int:

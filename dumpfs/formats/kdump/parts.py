@@ -174,6 +174,10 @@ def _written_until(part: Part, bits: Bitmap) -> tuple[Pfn, str]:
             return part.stop, "flagged incomplete by its writer: pages are missing amid others"
     except SourceError:
         written = count  # a bad sector in the table is each page's own trouble
+    if not written and not flagged and size > _data_offset(header, bits):
+        # What is missing does not lie behind the end: of a header that counts its bitmaps wrongly, as some writers do.
+        reason = "no page descriptor makes sense, though the file goes on behind them"
+        return part.start, f"{reason}: the header is wrong about where they are, or they are damaged"
     why = "flagged incomplete by its writer" if flagged else "the file is cut short"
     if written >= count:
         return part.stop, f"{why}, though every page is there" if flagged else ""

@@ -457,3 +457,26 @@ def test_notes_that_are_named_again_and_again_are_read_once():
     image = opened(bytes(data))
     assert image.meta.nr_cpus == 1
     assert len(image.notes()) < 1000
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_program_headers_of_a_sloppy_writer_are_read_as_its_class_has_them(order):
+    """e_phentsize is 56 in a 32-bit file, whose one header of 32 bytes ends the file."""
+    ident = b"\x7fELF" + bytes([1, 1 if order == "<" else 2, 1]) + bytes(9)
+    machine = 3 if order == "<" else 22
+    header = struct.pack(order + "HHIIIIIHHHHHH", 4, machine, 1, 0, 0x1000, 0, 0, 64, 56, 1, 64, 0, 0)
+    data = (ident + header).ljust(0x1000, b"\0") + struct.pack(order + "8I", 1, *bytes(7))
+    image = opened(data)
+    assert image.stored.count() == 0
+    assert any("e_phentsize is 56" in notice for notice in image.notices)
+
+
+@pytest.mark.parametrize("cut", [0, 8, 24])
+def test_of_the_last_program_header_only_its_own_bytes_are_needed(cut):
+    """Headers 56 bytes long, 80 apart: the file ends behind the second, wherever a third would begin."""
+    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    header = struct.pack("<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 80, 2, 0, 0, 0)
+    phdr = struct.pack("<IIQQQQQQ", 1, 0, 0, 0, 0x1000, 0, 0x1000, 0)
+    image = opened(ident + header + phdr + bytes(24) + phdr + bytes(24 - cut))
+    assert image.meta.complete
+    assert image.ram.count() == 1

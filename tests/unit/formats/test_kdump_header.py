@@ -200,3 +200,28 @@ def test_more_than_four_billion_pages(tmp_path):
     assert image.read_page(stop - 1)[:2] == (page, PageState.STORED)
     assert bytes(image.read_run(stop - 2, 3)[1]) == bytes((PageState.ABSENT, PageState.STORED, PageState.ABSENT))
     image.close()
+
+
+@pytest.mark.parametrize(
+    ("machine", "order", "long_size"), [("x86_64", "<", 8), ("i686", "<", 4), ("ppc64", ">", 8), ("s390x", ">", 8)]
+)
+def test_a_header_whose_writer_was_ended_early_is_blamed_for_what_it_lacks(machine, order, long_size):
+    """No sub header, no bitmap, no page: the sentence names these, not what another byte order would make of them."""
+    names = b"".join(text.ljust(65, b"\0") for text in (b"Linux", b"node", b"6.1", b"#1", machine.encode(), b""))
+    times = struct.pack(order + ("q" if long_size == 8 else "i") * 2, 0, 0)
+    at = -(-(8 + 4 + len(names)) // long_size) * long_size
+    head = (b"KDUMP   " + struct.pack(order + "i", 6) + names).ljust(at, b"\0") + times
+    head += struct.pack(order + "IiiIIIIIIi", 0, 4096, 0, 0, 0, 0, 0, 0, 0, 1)
+    with pytest.raises(CorruptDumpError, match=r"\(sub_hdr_size 0, bitmap_blocks 0\)"):
+        open_kdump(head.ljust(4096 + 104, b"\0"))
+
+
+def test_a_header_that_counts_its_bitmaps_wrongly_is_to_blame_and_not_the_end_of_the_file():
+    memory = Memory(4096, 30, {pfn: Page(bytes([pfn + 1]) * 4096) for pfn in range(30)})
+    spec = KdumpSpec()
+    built = build_kdump(memory, spec)
+    image = open_kdump(poke(built, spec, "bitmap_blocks", 1))
+    assert not image.meta.complete
+    assert "the header is wrong about where they are" in image.meta.incomplete_reason
+    assert "cut short" not in image.meta.incomplete_reason
+    assert image.state(0) is PageState.LOST

@@ -64,7 +64,7 @@ def test_end_of_a_cut_last_range_is_lost():
 @pytest.mark.parametrize(
     ("tail", "complaint"),
     [
-        (b"\0" * 32, "magic 0x0"),
+        (b"\0" * 31 + b"\1", "magic 0x0"),
         (b"EMiL", "inside a range header"),
         (header(5, 4), "impossible range"),
         (header(0, (1 << 64) - 1), "impossible range"),
@@ -101,3 +101,15 @@ def test_every_cut_gives_an_image_or_an_error():
 @pytest.mark.parametrize(("head", "answer"), [(b"EMiL", True), (b"LiME", True), (b"EMi", False), (b"", False)])
 def test_probe_never_raises(head, answer):
     assert probe(head) is answer
+
+
+@pytest.mark.parametrize("padding", [1, 31, 32, 4096, 3 << 20])
+def test_zeros_behind_the_last_range_are_padding(padding):
+    image = opened(build_lime([(0, MEMORY[:PAGE])]) + bytes(padding))
+    assert image.meta.complete
+    assert image.stored.count() == 1
+
+
+def test_more_than_zeros_behind_the_last_range_is_a_complaint():
+    image = opened(build_lime([(0, MEMORY[:PAGE])]) + bytes(4096) + b"x")
+    assert not image.meta.complete
