@@ -47,7 +47,7 @@ from dumpfs.elf.structs import (
     parse_phdrs,
     phdr_layout,
 )
-from dumpfs.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError, VmcoreinfoError
+from dumpfs.errors import CorruptDumpError, SourceError, TruncatedDumpError, UnsupportedFeatureError, VmcoreinfoError
 from dumpfs.formats.base import DumpMeta, Utsname
 from dumpfs.formats.segments import MAX_PADDR, NoteFacts, Segment, SegmentImage, SegmentMap
 from dumpfs.notes import MAX_NOTES, NT_PRSTATUS, parse_notes
@@ -218,8 +218,11 @@ def _read_notes(headers: _Headers) -> NoteFacts:
         there += size
         size = min(size, room)
         if size:
-            images.append(read_exactly(source, phdr.p_offset, size, "the notes"))
-            room -= size
+            try:
+                images.append(read_exactly(source, phdr.p_offset, size, "the notes"))
+                room -= size
+            except SourceError as exc:  # memory can be read without them
+                headers.notices.append(f"notes at offset {phdr.p_offset:#x} cannot be read: {exc.message}")
     if there < claimed:
         headers.lacks.append(f"the file ends before its notes do ({there} of {claimed} bytes are there)")
     if there > _MAX_NOTE_BYTES:

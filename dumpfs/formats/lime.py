@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from dumpfs.errors import CorruptDumpError, UnsupportedFeatureError
+from dumpfs.errors import CorruptDumpError, SourceError, UnsupportedFeatureError
 from dumpfs.formats.base import DumpMeta
 from dumpfs.formats.segments import MAX_PADDR, Segment, SegmentImage, SegmentMap
 from dumpfs.sources.base import ByteSource
@@ -79,8 +79,12 @@ def _read_ranges(source: ByteSource, abi: Abi) -> tuple[list[Segment], str]:
     segments: list[Segment] = []
     position = 0
     while position < source.size:
-        head = source.read_at(position, size)
-        problem = _complaint(source, abi, head, size, position)
+        try:
+            problem = _complaint(source, abi, head := source.read_at(position, size), size, position)
+        except SourceError as exc:  # a bad sector: where the next range begins is not known
+            if not segments:
+                raise
+            return segments, f"the range header at {position:#x} cannot be read ({exc.message})"
         if not problem and len(segments) >= _MAX_RANGES:
             problem = f"there are more than {_MAX_RANGES} ranges"
         if problem and segments and not _more_than_zeros(source, position):

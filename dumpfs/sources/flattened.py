@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from itertools import islice
 from operator import le
 
-from dumpfs.errors import CorruptDumpError, TruncatedDumpError, UnsupportedFeatureError
+from dumpfs.errors import CorruptDumpError, SourceError, TruncatedDumpError, UnsupportedFeatureError
 from dumpfs.ranges import overlay
 from dumpfs.sources.base import ByteSource
 from dumpfs.structs import Buffer
@@ -124,7 +124,7 @@ class FlattenedSource:
 
     def _scan(self) -> None:
         """One pass over the record headers."""
-        inner, limit = self.inner, self.inner.size
+        limit = self.inner.size
         unpack, add = _RECORD.unpack_from, self._starts.append
         position = _HEADER_SIZE  # of the next record header, in the file
         window, base, chunk = b"", position, 4096
@@ -135,9 +135,10 @@ class FlattenedSource:
             if local + _RECORD_SIZE > len(window):
                 if seen:
                     chunk = _SMALL_WINDOW if position - base > seen * _SEEK_PAYS else min(chunk * 8, _LARGE_WINDOW)
-                window, base, local, seen = inner.read_at(position, chunk), position, 0, 0
+                window, base, local, seen = self._look(position, chunk), position, 0, 0
                 if len(window) < _RECORD_SIZE:
-                    self._stop_early(position, "has no end mark")
+                    if not self.incomplete_reason:
+                        self._stop_early(position, "has no end mark")
                     break
             self._check_crowd(position)
             last = len(window) - _RECORD_SIZE
@@ -165,6 +166,28 @@ class FlattenedSource:
             self._stops.append(end)
         self._records.append(len(self._starts))
         self._drop_empty_tail()
+
+    def _look(self, position: int, size: int) -> bytes:
+        """Bytes from a record header on, `size` if all can be read, else the header alone; b'' if not even that.
+
+        A bad sector in a payload costs the pages in it. One in a header hides where the next record begins, so the
+        stream ends there for us.
+        """
+        try:
+            return self.inner.read_at(position, size)
+        except SourceError:
+            pass
+        try:
+            return self.inner.read_at(position, _RECORD_SIZE)
+        except SourceError as exc:
+            if not self._starts:
+                raise  # there is nothing to serve
+            self.complete = False
+            self.incomplete_reason = (
+                f"record {len(self._starts)} of the flattened stream cannot be read ({exc.message}); "
+                "what follows it is not read either"
+            )
+            return b""
 
     def _check_crowd(self, position: int) -> None:
         """Refuse a stream that is nearly all record headers, before its index fills the memory."""

@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dumpfs.errors import CorruptDumpError, DumpfsError, TruncatedDumpError, UnsupportedFeatureError
+from dumpfs.errors import CorruptDumpError, DumpfsError, SourceError, TruncatedDumpError, UnsupportedFeatureError
+from dumpfs.formats.kdump.image import KdumpImage
 from dumpfs.sources.flattened import FlattenedSource, probe
 from dumpfs.sources.local import MemorySource
+from dumpfs.units import PageState
 from tests.build.flat import END_MARK, HEADER_SIZE, flat_header, flatten, record, wrap
+from tests.build.kdump import KdumpSpec, build_kdump
+from tests.build.model import Memory, Page
 from tests.work import bounded_work
 
 RECORDS = st.lists(st.tuples(st.integers(0, 300), st.binary(min_size=1, max_size=60)), min_size=1, max_size=25)
@@ -198,3 +202,65 @@ def test_probe_never_raises(head, answer):
 def test_stream_that_is_nearly_all_gap_is_refused():
     with pytest.raises(CorruptDumpError, match="holds 2 bytes, but places some of them at 0x4000000000001"):
         opened(wrap([(0, b"x"), (1 << 50, b"x")]))
+
+
+class BadSector(MemorySource):
+    """A disk of which some bytes cannot be read; whoever asks for one of them gets none."""
+
+    bad = range(0)
+
+    def read_at(self, offset, size):
+        if offset < self.bad.stop and offset + size > self.bad.start:
+            raise SourceError(self.name, f"reading at offset {offset:#x} failed: Input/output error")
+        return super().read_at(offset, size)
+
+
+ROWS = [(i * 1000, bytes([i + 1]) * 1000) for i in range(200)]
+
+
+def test_bad_sector_in_a_payload_costs_what_lies_in_it():
+    inner = BadSector(wrap(ROWS))
+    begin = HEADER_SIZE + 100 * 1016 + 16 + 300
+    inner.bad = range(begin, begin + 512)
+    source = FlattenedSource(inner)
+    assert source.complete
+    assert source.record_count == 200
+    assert source.read_at(100 * 1000, 300) == bytes([101]) * 300
+    assert source.read_at(101 * 1000, 99_000) == b"".join(data for _, data in ROWS[101:])
+    with pytest.raises(SourceError):
+        source.read_at(100 * 1000 + 299, 2)
+
+
+@pytest.mark.parametrize("inside", [0, 8, 15])
+def test_bad_sector_in_a_record_header_ends_the_stream_there(inside):
+    inner = BadSector(wrap(ROWS))
+    begin = HEADER_SIZE + 100 * 1016 + inside
+    inner.bad = range(begin, begin + 1)
+    source = FlattenedSource(inner)
+    assert not source.complete
+    assert "record 100 of the flattened stream cannot be read (" in source.incomplete_reason
+    assert "Input/output error" in source.incomplete_reason
+    assert source.read_at(0, 200_000) == b"".join(data for _, data in ROWS[:100])
+
+
+def test_bad_sector_at_the_first_record_leaves_nothing_to_serve():
+    inner = BadSector(wrap(ROWS))
+    inner.bad = range(HEADER_SIZE, HEADER_SIZE + 1)
+    with pytest.raises(SourceError):
+        FlattenedSource(inner)
+
+
+def test_dump_behind_a_flattened_stream_with_a_bad_sector_is_read_but_for_its_pages():
+    memory = Memory(4096, 60, {pfn: Page(bytes([pfn + 1]) * 4096) for pfn in range(60)})
+    stream = flatten(build_kdump(memory, KdumpSpec()).data, 1, largest=30_000)
+    whole = KdumpImage.open([FlattenedSource(MemorySource(stream))])
+    lost = 0
+    for begin in range(len(stream) // 2, len(stream) - 5000, 20_011):
+        inner = BadSector(stream)
+        inner.bad = range(begin, begin + 4096)
+        image = KdumpImage.open([FlattenedSource(inner)])
+        for pfn in range(60):
+            data, state, why = image.read_page(pfn)
+            assert data == whole.read_page(pfn)[0] or (state in (PageState.LOST, PageState.CORRUPT) and why)
+            lost += state is not PageState.STORED
+    assert lost
