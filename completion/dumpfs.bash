@@ -2,13 +2,14 @@
 #
 # Needs bash 4.4 and nothing else. Words come from the tables below; tests compare them with the command's own.
 
-_dumpfs_verbs='mount umount info cat dmesg write check'
+_dumpfs_verbs='mount umount info ls cat dmesg write check'
 
 # Options of each verb; those that take a value are in _dumpfs_takes_value too.
 declare -gA _dumpfs_flags=(
     [mount]='--help -h -o -f --foreground -d --debug'
     [umount]='--help -h -l --lazy'
     [info]='--help -h -o --json --vmlinux'
+    [ls]='--help -h -o'
     [cat]='--help -h -o --offset --count'
     [dmesg]='--help -h -o --caller --device'
     [write]='--help -h -c -l -p -z -E -F -R --split --reassemble --splitblock-size -d -x -i --keep-unknown
@@ -38,7 +39,7 @@ declare -gA _dumpfs_values=(
 )
 
 # Files of the tree.
-_dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg gdb/extra.symbols gdb/modules.json gdbinit hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcore-kern vmcore-tasks vmcoreinfo vmlinux'
+_dumpfs_views='README bitmaps/ram bitmaps/stored btf cmdline config cpus/ dmesg eraseinfo gdb/extra.symbols gdb/modules.json gdbinit hmem info.json kallsyms memmap modules pages/ status tasks/ version vmcore vmcore-kern vmcore-tasks vmcoreinfo vmlinux'
 
 # File names and mount points are a stranger's: they are compared as they are, never given to compgen -W or anything else
 # that expands its words, and quoted here. (Readline would quote file names, but only those that it still finds there.)
@@ -173,7 +174,7 @@ _dumpfs_complete_verb() {
         return
     elif [[ $verb == umount ]]; then
         _dumpfs_offer_mounts "$cur"
-    elif [[ $verb == cat && $count -gt 0 ]]; then
+    elif [[ ( $verb == cat || $verb == ls ) && $count -gt 0 ]]; then
         read -ra names <<<"$_dumpfs_views"
         _dumpfs_offer "$cur" "${names[@]}"
     fi

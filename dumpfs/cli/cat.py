@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from dumpfs.cli.common import add_dump_arguments, open_dump, warn
+from dumpfs.cli.common import add_dump_arguments, nearest, open_dump, warn
 from dumpfs.cli.output import Output, standard_output
 from dumpfs.errors import CorruptDumpError, DumpfsError, UsageError, ViewError
 from dumpfs.units import parse_size
-from dumpfs.vfs.node import DirNode, FileNode
+from dumpfs.vfs.node import DirNode, Entry, FileNode
 
 if TYPE_CHECKING:
     from dumpfs.vfs.context import Dump
@@ -51,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("view", metavar="VIEW", help="path in the tree: dmesg, info.json, pages/74565, vmcore ...")
 
 
+_MAX_COMPARED = 2000
+"""Names that a mistyped one is compared with."""
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     with closing(open_dump(args)) as dump:
@@ -80,11 +86,31 @@ def find_file(dump: Dump, path: str) -> FileNode:
         return node
     name = path.strip("/")
     if isinstance(node, DirNode):
-        raise UsageError(f"{name or '/'}: is a directory", hint="name a file in it")
+        raise UsageError(f"{name or '/'}: is a directory", hint="dumpfs ls DUMP PATH lists it; name a file in it")
+    raise why_absent(dump, name)
+
+
+def why_absent(dump: Dump, name: str) -> DumpfsError:
+    """Why there is nothing at a path of the tree, with the nearest name that there is."""
     reason = next((why for known, _, why in dump.tree.views() if known == name), None)
     if reason is not None:
-        raise ViewError(f"{name}: {reason}")
-    raise UsageError(f"{name}: no such file in the tree", hint="dumpfs(5) lists the files")
+        return ViewError(f"{name}: {reason}")
+    folder, _, last = name.rpartition("/")
+    parent = dump.tree.lookup_path(folder)
+    while folder and parent is None:  # the first part of the path that is not there is the one to talk about
+        folder, _, last = folder.rpartition("/")
+        parent = dump.tree.lookup_path(folder)
+    entries = parent.entries(0) if isinstance(parent, DirNode) else iter(())
+    known = [entry_name(entry) for entry in islice(entries, _MAX_COMPARED)]
+    near = "" if last.isdecimal() else nearest(last, known)
+    there = f"{folder}/" if folder else ""
+    hint = f"did you mean {there}{near}?" if near else f"dumpfs ls DUMP {there}".rstrip() + " lists what is there"
+    return UsageError(f"{name}: no such file in the tree", hint=hint)
+
+
+def entry_name(entry: Entry) -> str:
+    """The name in an entry of a directory."""
+    return os.fsdecode(entry[1]) if isinstance(entry[1], bytes) else entry[1]
 
 
 def write_file(node: FileNode, offset: int, count: int | None) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dumpfs.errors import DumpfsError, UsageError
 from dumpfs.units import one_line as one_line  # every command shows text with it
@@ -24,14 +26,31 @@ _COLUMNS = 80
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UsageError`s: one line, a hint, exit code 2."""
+    """An argument parser whose complaints are `UsageError`s: one line, a hint, exit code 2.
+
+    Long options are written out: a script that relied on `--js` would forbid every other option that begins so.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # as argparse has it
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and exiting."""
         prefix = f"{PROG} "
         verb = self.prog.removeprefix(prefix)
         where = f"{verb}: " if self.prog.startswith(prefix) else ""
-        raise UsageError(f"{where}{message}", hint=f"{self.prog} --help")
+        near = ""
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ", 1)[1].split(" ")[0].partition("=")[0]
+            near = nearest(word, self._option_string_actions) if word.startswith("--") else ""
+        raise UsageError(f"{where}{message}", hint=f"did you mean {near}?" if near else f"{self.prog} --help")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The one of some names that was most likely meant, or ''."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1, 0.6)), "")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -41,10 +60,31 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_columns() - 2)
+        super().__init__(prog, width=columns() - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Descriptions and examples as they are, but for lines that are too long: those go on below, indented alike."""
+        from textwrap import wrap
+
+        lines = []
+        for line in text.splitlines():
+            # A table's second column begins behind two spaces or more.
+            column = max((match.end() for match in re.finditer(r"(?<=\S)\s{2,}(?=\S)", line)), default=0)
+            column = column or len(line) - len(line.lstrip())
+            wrapped = wrap(
+                line,
+                width,
+                subsequent_indent=" " * min(column, width // 2),
+                break_long_words=False,
+                break_on_hyphens=False,
+                drop_whitespace=True,
+                replace_whitespace=False,
+            )
+            lines += [indent + piece for piece in wrapped or [""]]
+        return "\n".join(lines)
 
 
-def _columns() -> int:
+def columns() -> int:
     """Characters in a line of the terminal, as shutil finds out."""
     text = os.environ.get("COLUMNS", "")
     if text.isdecimal() and int(text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from bisect import bisect_right
 from collections import Counter
 from contextlib import closing
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dumpfs.cli.cat import find_file
 from dumpfs.cli.common import add_dump_arguments, one_line, open_dump
 from dumpfs.cli.render import render_facts
-from dumpfs.errors import DumpfsError, ViewError
+from dumpfs.errors import DumpfsError, FormatError, UsageError, ViewError
 
 if TYPE_CHECKING:
     from dumpfs.formats.base import DumpImage
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from dumpfs.vfs.context import Dump
 
 DESCRIPTION = """\
-Tell what a dump is and what its kernel died of.
+Tell what a dump is and what its kernel died of. Several dumps are told of one after
+the other, a folder of dumps, or of folders such as /var/crash, as a table.
 
 With --vmlinux: tell whether that file is the vmlinux of the kernel that crashed;
 exit 0 if it is, 1 if it is not or if that cannot be told."""
@@ -31,6 +33,7 @@ examples:
   dumpfs info dump.kdump
   dumpfs info --json dump.kdump | jq .crash.panic
   dumpfs info --vmlinux vmlinux dump.kdump
+  dumpfs info /var/crash
 """
 
 _SAMPLE = 256
@@ -49,7 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    with closing(open_dump(args)) as dump:
+    try:
+        dump = open_dump(args)
+    except (FormatError, UsageError):
+        code = _many(args) if args.vmlinux is None else None
+        if code is None:
+            raise
+        return code
+    with closing(dump):
         if args.vmlinux is not None:
             match = match_vmlinux(dump, args.vmlinux)
             facts: dict[str, object] = {"schema": _MATCH_SCHEMA} | asdict(match)
@@ -58,6 +68,17 @@ def run(args: argparse.Namespace) -> int:
         facts = gather_facts(dump)
     print(json.dumps(facts, indent=2) if args.json else render_facts(facts))
     return 0
+
+
+def _many(args: argparse.Namespace) -> int | None:
+    """Tell of dumps that are no single one: the exit code, or None where they are not several dumps."""
+    from dumpfs.cli.info_many import print_each, print_table, separate_dumps
+    from dumpfs.formats.detect import find_dumps
+
+    if len(args.dump) > 1:
+        return print_each(args.dump, args) if separate_dumps(args.dump) else None
+    folder = args.dump[0]
+    return print_table(folder, args) if os.path.isdir(folder) and find_dumps(folder) else None
 
 
 def gather_facts(dump: Dump) -> dict[str, object]:

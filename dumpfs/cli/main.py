@@ -8,6 +8,8 @@ It is imported when picked, so `dumpfs --help` loads neither pyfuse3 nor a codec
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from dumpfs.cli.common import (
     HelpFormatter,
     Parser,
     leave,
+    nearest,
+    one_line,
     print_error,
     secure_standard_streams,
     silence_stdout,
@@ -41,11 +45,15 @@ VERBS: dict[str, Verb] = {
     "mount": Verb("dumpfs.cli.mount", "mount a dump as files"),
     "umount": Verb("dumpfs.cli.umount", "unmount it, or clear what a killed mount left behind"),
     "info": Verb("dumpfs.cli.info", "tell what a dump is and what its kernel died of"),
+    "ls": Verb("dumpfs.cli.ls", "list the files of the tree, without a mount"),
     "cat": Verb("dumpfs.cli.cat", "print one file of the tree, without a mount"),
     "dmesg": Verb("dumpfs.cli.dmesg", "print the dead kernel's log"),
     "write": Verb("dumpfs.cli.write", "make a dump: filter, compress, convert, split, join"),
     "check": Verb("dumpfs.cli.check", "read every page and count the bad ones"),
 }
+
+_OTHER_NAMES = {"unmount": "umount", "log": "dmesg", "list": "ls", "dir": "ls", "verify": "check", "convert": "write"}
+"""What the verbs are called elsewhere."""
 
 _EPILOG = """\
 examples:
@@ -69,7 +77,7 @@ def top_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"{PROG} {__version__}")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -82,7 +90,9 @@ def load_verb(name: str) -> ModuleType:
     """
     verb = VERBS.get(name)
     if verb is None:
-        raise UsageError(f"no verb {name!r}", hint=f"one of {', '.join(VERBS)}; see {PROG} --help")
+        near = _OTHER_NAMES.get(name) or nearest(name, VERBS)
+        all_verbs = f"one of {', '.join(VERBS)}; see {PROG} --help"
+        raise UsageError(f"no verb {name!r}", hint=f"did you mean {PROG} {near}?" if near else all_verbs)
     return import_module(verb.module)
 
 
@@ -110,12 +120,48 @@ def run(argv: Sequence[str]) -> int:
     if not rest:
         raise UsageError("no verb given", hint=f"one of {', '.join(VERBS)}; see {PROG} --help")
     name = rest[0]
+    if name in ("help", "version"):
+        return _help(rest) if name == "help" else run(["--version"])
+    _refuse_bare_dump(rest)
     parser = verb_parser(name)
     intermixed = getattr(load_verb(name), "INTERMIXED", False)
     args = (parser.parse_intermixed_args if intermixed else parser.parse_args)(rest[1:])
-    code = load_verb(name).run(args)
+    try:
+        code = load_verb(name).run(args)
+    except DumpfsError as exc:
+        if getattr(args, "json", False):
+            _print_json_error(exc)
+        raise
     sys.stdout.flush()
     return int(code)
+
+
+def _help(words: Sequence[str]) -> int:
+    """`dumpfs help [VERB]`, as other programs have it."""
+    parser = verb_parser(words[1]) if len(words) > 1 else top_parser()
+    parser.print_help()
+    return 0
+
+
+def _refuse_bare_dump(words: Sequence[str]) -> None:
+    """Tell who leaves out the verb what to type: `dumpfs DUMP MOUNTPOINT` is how other file systems are mounted.
+
+    Raises:
+        UsageError: the first word is a file.
+    """
+    name = words[0]
+    if name in VERBS or not os.path.exists(name):
+        return
+    command = f"{PROG} mount {shlex.join(words)}" if len(words) > 1 else f"{PROG} info {shlex.quote(name)}"
+    raise UsageError(f"no verb is given, only {name}", hint=command)
+
+
+def _print_json_error(exc: DumpfsError) -> None:
+    """What a command with --json prints when it fails, beside the message on standard error."""
+    import json
+
+    facts = {"error": one_line(exc.message), "hint": one_line(exc.hint) if exc.hint else None, "exit": exc.exit_code}
+    print(json.dumps(facts, indent=2), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

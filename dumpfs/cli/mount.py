@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dumpfs.cli.common import warn
 from dumpfs.errors import UsageError
 from dumpfs.fuse.options import MountOptions, parse_options, render_options
 
@@ -125,7 +124,7 @@ def mount_opened(
 
     logs.set_up(options.log, foreground=foreground, debug=debug)
     if not foreground and options.log is None and not logs.can_syslog():
-        warn("nobody listens to syslog here: what the mount has to say later is lost", "-o log=FILE keeps it")
+        dump.remarks.append("nobody listens to syslog here: what the mount has to say is lost; -o log=FILE keeps it")
 
     from dumpfs.fuse.binding import load_pyfuse3
 

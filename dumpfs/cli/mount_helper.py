@@ -13,19 +13,9 @@ from enum import IntEnum
 from dumpfs import __version__
 from dumpfs.cli.common import HelpFormatter, Parser, one_line, print_error, secure_standard_streams, spare_threads, warn
 from dumpfs.errors import DumpfsError, UsageError
-from dumpfs.fuse.options import is_option, render_options, split_options
+from dumpfs.fuse.options import is_ignored, is_option, render_options, split_options
 
 PROG = "mount.dumpfs"
-
-_IGNORED = frozenset((
-    "defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "async", "sync",
-    "dirsync", "rw", "suid", "dev", "exec", "relatime", "norelatime", "atime", "noatime", "diratime", "nodiratime",
-    "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand", "silent",
-    "loud",
-))  # fmt: skip
-"""Options that fstab may hold, and mount(8) hands on, which mean nothing to a dump or are mount(8)'s own."""
-_IGNORED_PREFIXES = ("x-", "X-", "comment=", "fsname=", "subtype=", "user=", "uhelper=", "helper=")
-
 
 class Code(IntEnum):
     """Exit codes of mount(8)."""
@@ -83,7 +73,7 @@ def own_options(texts: Sequence[str], *, sloppy: bool) -> list[str]:
     found = []
     for item in split_options(texts):
         name = item.partition("=")[0]
-        if name in _IGNORED or item.startswith(_IGNORED_PREFIXES) or (sloppy and not is_option(name)):
+        if is_ignored(item) or (sloppy and not is_option(name)):
             continue
         found.append(item.replace("\\", "\\\\").replace(",", "\\,"))
     return found

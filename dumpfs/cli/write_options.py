@@ -336,6 +336,8 @@ def _files(args: argparse.Namespace, files: Sequence[str]) -> tuple[tuple[str, .
         _want(files, 1, None, "--dry-run SRC... DST")
         return tuple(files[:-1]) or tuple(files), tuple(files[-1:])
     if args.flatten and len(files) == 1:
+        if not args.force and os.isatty(1):
+            raise UsageError("-F: a dump is no text for a terminal", hint="redirect it, name a file, or force it by -f")
         return (files[0],), ("-",)
     if args.reassemble and args.levels != (0,):
         raise UsageError("write: --reassemble does not filter", hint="write the joined dump once more with -d")

@@ -210,6 +210,32 @@ def _dumps_in(folder: StrPath) -> list[str]:
     raise FormatError(name, f"holds no dump ({len(files)} files, {len(folders)} folders)", hint=hint)
 
 
+def find_dumps(folder: StrPath) -> list[str]:
+    """Dumps in a folder and in the folders in it: their files, and folders that hold one dump, sorted.
+
+    Raises:
+        SourceError: the folder cannot be read.
+        FormatError: it holds more files than anybody would look through.
+    """
+    files, folders = _list(os.fspath(folder))
+    found = []
+    for path in files:
+        try:
+            row, error = _look(path)
+        except DumpfsError:
+            row, error = None, None  # whoever names it is told why
+        if row is not None or error is not None:
+            found.append(path)
+    for path in folders[:_MAX_FOLDER_FILES]:
+        try:
+            if _dumps_in(path):
+                found.append(path)
+        except DumpfsError as exc:
+            if not isinstance(exc, FormatError) or "holds no dump" not in exc.message:
+                found.append(path)
+    return sorted(found)
+
+
 def _list(folder: str) -> tuple[list[str], list[str]]:
     """Paths of the regular files and of the folders in `folder`, sorted; hidden ones are left out."""
     files, folders = [], []

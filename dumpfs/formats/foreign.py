@@ -34,6 +34,7 @@ class Foreign(NamedTuple):
 _CRASH = "crash opens it; " + _TO_ELF
 _DUMP_CORE = "dump the guest with xl dump-core, and open that with crash"
 _HIBERNATED = "resume the machine from it and dump that; the image is compressed and in no order"
+_UNPACK_APPORT = "apport-unpack {0} FOLDER, then name FOLDER/VmCore"
 _DECRYPT = "decrypt it first: gpg -d -o DUMP FILE"
 _VMWARE = "convert it with VMware's vmss2core, or crash opens it together with its .vmem file"
 FOREIGN = (
@@ -177,6 +178,9 @@ def refusal(head: bytes, name: str) -> FormatError:
             "begins with zeros: its header was never written, or it is no dump",
             hint=f"the copy may have failed; {_RAW_HINT}",
         )
+    if head.startswith(b"ProblemType:"):
+        hint = _UNPACK_APPORT.format(shlex.quote(name))
+        return UnsupportedFeatureError(name, "is a report of apport, which has the dump packed in it", hint=hint)
     if _is_text(head):
         return UnknownFormatError(
             name, "is a text file, not a dump", hint="name the dump itself, for instance the vmcore beside it"

@@ -14,6 +14,7 @@ from dumpfs.errors import MountError
 
 FSTYPE = "fuse.dumpfs"
 FUSE_DEVICE = "/dev/fuse"
+_WITHOUT = "without a mount: dumpfs info, ls, cat, dmesg, check, write"
 _FUSERMOUNT = "fusermount3"
 _FUSE_CONF = "/etc/fuse.conf"
 _GONE_SECONDS = 5.0
@@ -102,7 +103,7 @@ def check_fuse(*, allow_other: bool) -> None:
     if not os.path.exists(FUSE_DEVICE):
         raise MountError(
             f"{FUSE_DEVICE}: does not exist",
-            hint="modprobe fuse; in a container, add --device /dev/fuse --cap-add SYS_ADMIN",
+            hint=f"modprobe fuse; in a container, add --device /dev/fuse --cap-add SYS_ADMIN; {_WITHOUT}",
         )
     if os.geteuid() == 0:
         _check_device_as_root()
@@ -122,7 +123,7 @@ def _check_device_as_root() -> None:
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
-        hint = "modprobe fuse; in a container, add --device /dev/fuse --cap-add SYS_ADMIN"
+        hint = f"modprobe fuse; in a container, add --device /dev/fuse --cap-add SYS_ADMIN; {_WITHOUT}"
         raise MountError(f"{FUSE_DEVICE}: {exc.strerror}", hint=hint) from exc
 
 

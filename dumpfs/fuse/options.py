@@ -191,6 +191,20 @@ OPTIONS: tuple[Option, ...] = (
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 
+_IGNORED = frozenset((
+    "defaults", "auto", "noauto", "nofail", "user", "nouser", "users", "owner", "group", "_netdev", "async", "sync",
+    "dirsync", "rw", "suid", "dev", "exec", "relatime", "norelatime", "atime", "noatime", "diratime", "nodiratime",
+    "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion", "mand", "nomand", "silent",
+    "loud",
+))  # fmt: skip
+"""Options that fstab may hold, and mount(8) hands on, which mean nothing to a dump or are mount(8)'s own."""
+_IGNORED_PREFIXES = ("x-", "X-", "comment=", "fsname=", "subtype=", "user=", "uhelper=", "helper=")
+
+
+def is_ignored(item: str) -> bool:
+    """Whether an option is mount(8)'s own, or means nothing to a dump."""
+    return item.partition("=")[0] in _IGNORED or item.startswith(_IGNORED_PREFIXES)
+
 
 def is_option(name: str) -> bool:
     """Whether an option of that name exists."""
@@ -214,6 +228,8 @@ def _parse(texts: Iterable[str], *, mounting: bool) -> tuple[dict[str, object], 
     parts: list[object] = []
     for item in split_options(texts):
         name, equals, text = item.partition("=")
+        if mounting and is_ignored(item):
+            continue
         option = _BY_NAME.get(name)
         if option is None:
             raise UsageError(f"-o {name}: unknown option", hint=_nearest(name))

@@ -227,7 +227,7 @@ class FileSource:
             if now.st_size < self._status.st_size:
                 return f"truncated from {self._status.st_size} to {now.st_size} bytes"
             if now.st_size > self._status.st_size:
-                return f"grown from {self._status.st_size} to {now.st_size} bytes"
+                return f"grown from {self._status.st_size} to {now.st_size} bytes: mount it again to see the rest"
             if now.st_mtime_ns != self._status.st_mtime_ns:
                 return "written to"
         except OSError as exc:

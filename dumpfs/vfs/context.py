@@ -150,6 +150,8 @@ class Dump:
         self.cache = PageCache(self.options.cache)
         self.counters: Counters = LocalCounters()
         """Replaced by the mount with counters that its workers share."""
+        self.remarks: list[str] = []
+        """What else /status is to tell, one sentence each; filled before the mount forks."""
         self.failed: dict[int, str] = {}
         """Files that turned out not to be buildable in this process: inode number and reason."""
         self.failures: Callable[[], Mapping[int, str]] = lambda: self.failed

@@ -66,6 +66,7 @@ ROWS: tuple[Row, ...] = (
     Row("config", "config:ConfigFile"),
     Row("cpus", "cpus:CpusDir", space=2),
     Row("dmesg", "dmesg:DmesgFile"),
+    Row("eraseinfo", "eraseinfo:EraseinfoFile"),
     Row("gdb/extra.symbols", "vmlinux:ExtraSymbolsFile"),
     Row("gdb/modules.json", "gdbinit:ModulesJson"),
     Row("gdbinit", "gdbinit:GdbinitFile"),

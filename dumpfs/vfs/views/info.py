@@ -16,6 +16,7 @@ from dumpfs.errors import explain
 from dumpfs.vfs.census import take_census
 from dumpfs.vfs.context import Dump
 from dumpfs.vfs.views.base import INLINE_PFNS, BuiltFile
+from dumpfs.vfs.views.eraseinfo import erased
 
 if TYPE_CHECKING:
     from dumpfs.linux.kernel import Kernel
@@ -65,7 +66,7 @@ def build_info(dump: Dump) -> dict[str, object]:
         "page_size": page_size,
         "pages": pages,
         "sizes": {name: count * page_size for name, count in pages.items()} | {"hmem": dump.memory_size},
-        "notices": list(dump.image.notices),
+        "notices": [*dump.image.notices, *filter(None, (erased(dump),))],
         "not_offered": {path: reason for path, _, reason in dump.tree.views() if reason is not None},
     }
 

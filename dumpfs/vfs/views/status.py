@@ -15,6 +15,7 @@ from dumpfs.vfs.context import TRAFFIC, Dump
 from dumpfs.vfs.node import Node
 from dumpfs.vfs.views.base import DumpFile
 from dumpfs.vfs.views.dmesg import DmesgFile
+from dumpfs.vfs.views.eraseinfo import erased
 from dumpfs.vfs.views.pages import MAX_LISTED, PagesDir
 from dumpfs.vfs.views.vmcore import CoreFile
 
@@ -126,7 +127,9 @@ def _failures(dump: Dump) -> Iterator[str]:
 
 
 def _notices(dump: Dump) -> Iterator[str]:
+    yield from dump.remarks
     yield from dump.image.notices
+    yield from filter(None, (erased(dump),))
     if "kernel" in vars(dump):  # found out already; /status itself starts no search
         if dump.kernel is not None:
             yield from dump.kernel.problems

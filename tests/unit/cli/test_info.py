@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,17 @@ def test_vmlinux_that_is_none_is_an_error(data, tmp_path: Path, capfd: pytest.Ca
     (tmp_path / "vmlinuz").write_bytes(bytes(100))
     assert main(["info", "--vmlinux", str(tmp_path / "vmlinuz"), str(data("mkd-raw-d31.kdump"))]) == 3
     assert "vmlinuz: is not an ELF file" in capfd.readouterr().err
+
+
+def test_complete_is_said_only_of_what_was_looked_at(data, tmp_path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every other page record is emptied; the headers know nothing of that."""
+    raw = bytearray(data("mkd-raw-d31.kdump").read_bytes())
+    block, sub, bitmaps = struct.unpack_from("<3I", raw, 428)
+    table = block * (1 + sub + bitmaps)
+    for index in range(1000, 5000, 2):
+        raw[table + 24 * index : table + 24 * index + 24] = bytes(24)
+    path = tmp_path / "dump"
+    path.write_bytes(raw)
+    assert main(["info", str(path)]) == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("complete"))
+    assert re.fullmatch(r"complete +no: \d+ of 256 pages looked at cannot be read; dumpfs check looks at all", line)

@@ -16,7 +16,7 @@ import pytest
 from dumpfs.cli import mount_helper
 from dumpfs.cli.main import VERBS, main, top_parser, verb_parser
 from dumpfs.errors import DumpfsError
-from dumpfs.fuse.options import OPTIONS, split_options
+from dumpfs.fuse.options import _IGNORED, _IGNORED_PREFIXES, OPTIONS, split_options
 from dumpfs.units import PageState
 from dumpfs.vfs.tree import ROWS
 
@@ -153,8 +153,8 @@ def test_ignored_options_are_those_of_the_helper() -> None:
         {word for line in part.splitlines() if line.startswith(".Cm ") for word in re.findall(r"[^\s,.]+", line[4:])}
         for part in text.split("compared with the program by a test")[1].split("So are options")
     )
-    assert options == set(mount_helper._IGNORED)
-    assert prefixes == set(mount_helper._IGNORED_PREFIXES)
+    assert options == set(_IGNORED)
+    assert prefixes == set(_IGNORED_PREFIXES)
 
 
 def test_exit_codes_of_the_helper_are_told() -> None:

@@ -90,7 +90,6 @@ def test_relative_paths_become_absolute_before_the_daemon_changes_its_folder():
     [
         ("nonsense", "-o nonsense: unknown option"),
         ("nonsense=1", "-o nonsense: unknown option"),
-        ("rw", "-o rw: unknown option"),
         ("holes", "-o holes: needs a value"),
         ("holes=", "-o holes: needs a value"),
         ("holes=maybe", "-o holes: 'maybe' is not zero or error"),

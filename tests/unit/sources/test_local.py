@@ -33,7 +33,7 @@ def test_truncated_file(source):
 
 def test_grown_file(source):
     os.truncate(source.path, 12)
-    assert source.change() == "grown from 10 to 12 bytes"
+    assert source.change() == "grown from 10 to 12 bytes: mount it again to see the rest"
 
 
 def test_removed_file(source):

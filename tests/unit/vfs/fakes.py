@@ -90,7 +90,7 @@ class FakeImage:
         return self._vmcoreinfo
 
     def eraseinfo(self) -> bytes:
-        return b""
+        return b"erase secret\n"
 
     def changes(self) -> list[str]:
         return self.changed

@@ -283,3 +283,21 @@ def test_dump_without_any_page_still_shows_its_files(text_of):
     assert dump.tree.lookup_path("vmcore").read(0, 4) == b"\x7fELF"
     assert "incomplete: nothing was written" in text(dump, "status")
     assert json.loads(text(dump, "info.json"))["pages"]["ram"] == 0
+
+
+def test_what_was_erased_is_told():
+    image = FakeImage({0: S})
+    rules = b"".join(b"erase secret_%d\x1b\n" % i for i in range(7))
+    image.eraseinfo = lambda: rules + b"\0"
+    dump = fake_dump(image)
+    assert text(dump, "eraseinfo").splitlines() == [f"erase secret_{i}\\x1b" for i in range(7)]
+    notice = "its writer has erased data from memory, see /eraseinfo: erase secret_0\\x1b; erase secret_1\\x1b; "
+    assert notice in text(dump, "status")
+    assert "erase secret_4\\x1b and 2 more" in text(dump, "status")
+    assert any(notice in line for line in json.loads(text(dump, "info.json"))["notices"])
+
+
+def test_nothing_erased_is_no_file():
+    image = FakeImage({0: S})
+    image.eraseinfo = lambda: b"\0\0"
+    assert fake_dump(image).tree.lookup_path("eraseinfo") is None
