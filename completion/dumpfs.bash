@@ -22,7 +22,7 @@ _mount_dumpfs_flags='--help -h -s -f -n -v -o -t --version'
 _dumpfs_takes_value='-o --vmlinux --offset --count --jobs'
 
 # What -o takes: of every verb that reads a dump, and of those that mount.
-_dumpfs_reading='holes= pages= cache= format= vmcoreinfo= vmlinux= phys_base= kaslr= caller device'
+_dumpfs_reading='holes= pages= cache= format= map= vmcoreinfo= vmlinux= phys_base= kaslr= caller device'
 _dumpfs_mounting='allow_other uid= gid= umask= workers= log= part= ro nodev nosuid noexec default_permissions'
 
 # What may stand behind the = of an option; FILE, USER and GROUP stand for what they say.

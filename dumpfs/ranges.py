@@ -206,6 +206,21 @@ def render_bits(members: PfnSet, offset: int, size: int) -> bytes:
     return bytes(out)
 
 
+_SCAN_BYTES = 1 << 16
+
+
+def last_stop(members: PfnSet) -> Pfn:
+    """One past the highest member, 0 when there is none; looks at bits from the end backwards."""
+    end = (members.stop + 7) // 8
+    while end > 0:
+        begin = max(end - _SCAN_BYTES, 0)
+        bits = members.read_bits(begin, end - begin).rstrip(b"\0")
+        if bits:
+            return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
+        end = begin
+    return 0
+
+
 class ScaledSet:
     """A set of blocks seen as a set of pages: block b is pages `shift + b * scale` to `shift + (b + 1) * scale`.
 

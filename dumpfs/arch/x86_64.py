@@ -157,6 +157,7 @@ def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
     if chosen is None:
         found = find_by_utsname(facts.phys, facts.info, START_KERNEL_MAP, _PMD)
         if found is not None:
+            _suspect_holes(facts, layout, found)
             searched = _choose(list(_guesses(facts, root, found, "a search for the kernel's name")))
             # Its name is there; where the tables say that it ran elsewhere, the addresses are another boot's.
             chosen = searched if searched is not None and searched.right is not False else None
@@ -170,6 +171,16 @@ def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
     if chosen.right is None:
         origin = chosen.origin
         layout.problems.append(f"phys_base from {origin} could not be checked: page tables are missing from the dump")
+
+
+def _suspect_holes(facts: LayoutFacts, layout: KernelLayout, found: int) -> None:
+    """Say so when a flat image has the kernel elsewhere than it says it was loaded: holes may have been left out."""
+    told = facts.info.number("phys_base") if facts.info is not None else None
+    if facts.meta.format == "raw" and told is not None and found < told:
+        layout.problems.append(
+            f"the kernel's name lies {told - found:#x} bytes below where it says it is: the image seems to have its"
+            " holes removed; -o map=OFFSET:ADDRESS:SIZE tells where its pieces belong"
+        )
 
 
 def _guesses(facts: LayoutFacts, root: int, phys_base: int, origin: str) -> Iterator[_Guess]:

@@ -110,9 +110,8 @@ def read_log(dump: Dump) -> tuple[Log, str]:
     """The kernel log, and why it cannot be had, or ''; a large dump is not searched for it."""
     from dumpfs.vfs.views.dmesg import DmesgFile
 
-    stored = dump.phys.stored.count() * dump.page_size
     try:
-        if dump.vmcoreinfo_text is None and stored > _SEARCHED_BYTES:
+        if dump.vmcoreinfo_text is None and dump.searched_bytes > _SEARCHED_BYTES:
             raise ViewError('the dump carries no VMCOREINFO; "dumpfs dmesg" searches its memory, which takes time')
         node = find_file(dump, "dmesg")
         text = node.read(0, node.size()).decode("utf-8", "replace")

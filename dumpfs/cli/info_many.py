@@ -21,8 +21,11 @@ _MIN_PANIC = 24
 def separate_dumps(paths: Sequence[str]) -> bool:
     """Whether several files are dumps of their own, as far as they are dumps, and none is a part of a set."""
     from dumpfs.formats import open_image
+    from dumpfs.formats.pieces import split_address
 
     found = 0
+    if any(split_address(path)[1] is not None for path in paths):
+        return False
     for path in paths:
         try:
             with closing(open_image([path])) as image:

@@ -17,6 +17,7 @@ from dumpfs.elf.structs import EI_DATA, ELF_MAGIC, ELFDATA2MSB, ET_DYN, ET_EXEC
 from dumpfs.errors import DumpfsError, FormatError, SourceError, UnsupportedFeatureError, UsageError
 from dumpfs.formats.base import DumpImage
 from dumpfs.formats.foreign import HEAD_SIZE, recognised, refusal
+from dumpfs.formats.pieces import Piece, split_address
 from dumpfs.sources import flattened
 from dumpfs.sources.base import ByteSource
 from dumpfs.sources.local import FileSource
@@ -49,16 +50,20 @@ _MAX_FOLDER_FILES = 1000
 _LISTED = 8
 
 
-def open_image(paths: Sequence[StrPath], *, format: str | None = None, readers: int = 0) -> DumpImage:
+def open_image(
+    paths: Sequence[StrPath], *, format: str | None = None, readers: int = 0, pieces: Sequence[Piece] = ()
+) -> DumpImage:
     """The dump in a file, in the parts of a split set in any order, or in a folder that holds one dump.
 
     Args:
         paths: a file, several parts, or one folder such as /var/crash/<date>.
         format: one of `FORMAT_NAMES` instead of finding out; 'raw' is never found out.
         readers: processes that will go through the dump together; see `FileSource`.
+        pieces: where the pieces of one flat file belong; else paths may be `FILE@ADDRESS`, see `pieces`.
 
     Raises:
-        UsageError: no path, an unknown format name, or several files that are no split set.
+        UsageError: no path, an unknown format name, several files that are no split set, or pieces that fit neither
+            the files nor each other.
         SourceError: a file cannot be opened.
         UnknownFormatError: nothing recognised it.
         UnsupportedFeatureError: recognised, but not read; the hint says what to do.
@@ -68,7 +73,16 @@ def open_image(paths: Sequence[StrPath], *, format: str | None = None, readers: 
         raise UsageError("no dump was named")
     chosen = _format_by_name(format)
     with ExitStack() as opened:
-        files = _open_files(find_files(paths), opened, readers)
+        placed = [split_address(path) for path in find_files(paths)]
+        files = _open_files((path for path, _ in placed), opened, readers)
+        addresses = [address for _, address in placed]
+        if pieces or any(address is not None for address in addresses):
+            if chosen is not None and chosen.magics:
+                problem = f"a {chosen.name} dump says itself where its memory belongs"
+                raise UsageError(problem, hint="leave out @ADDRESS and map=")
+            image: DumpImage = import_module("dumpfs.formats.raw").open_pieces(files, pieces, addresses)
+            opened.pop_all()
+            return image
         if chosen is None:
             sources = [_unwrapped(f) for f in files]
             chosen = _common_format(sources)

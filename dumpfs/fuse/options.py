@@ -138,6 +138,12 @@ def _path(text: str) -> str:
     return os.path.abspath(text)
 
 
+def _piece(text: str) -> object:
+    from dumpfs.formats.pieces import parse_piece
+
+    return parse_piece(text)
+
+
 def _flag(_text: str) -> bool:
     return True
 
@@ -159,6 +165,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("cache", "SIZE", "decoded pages to keep, per worker process (default 16M)", parse_size, "cache"),
     Option("format", "NAME", "take the input for this format; raw images need format=raw", str, "format"),
+    Option(
+        "map",
+        "OFFSET:ADDRESS:SIZE",
+        "where in physical memory a piece of a flat image belongs; for each piece once",
+        _piece,
+        "pieces",
+    ),
     Option("vmcoreinfo", "FILE", "VMCOREINFO text for a dump that has none", _path, "vmcoreinfo"),
     Option("vmlinux", "FILE", "vmlinux of the kernel, for a dump without VMCOREINFO", _path, "vmlinux"),
     Option(
@@ -201,6 +214,9 @@ _IGNORED = frozenset((
 _IGNORED_PREFIXES = ("x-", "X-", "comment=", "fsname=", "subtype=", "user=", "uhelper=", "helper=")
 
 
+_MORE_PIECES = re.compile(r"\w+:\w+:\w+")
+
+
 def is_ignored(item: str) -> bool:
     """Whether an option is mount(8)'s own, or means nothing to a dump."""
     return item.partition("=")[0] in _IGNORED or item.startswith(_IGNORED_PREFIXES)
@@ -226,7 +242,10 @@ def _parse(texts: Iterable[str], *, mounting: bool) -> tuple[dict[str, object], 
     reading: dict[str, object] = {}
     mount: dict[str, object] = {}
     parts: list[object] = []
+    pieces: list[object] = []
     for item in split_options(texts):
+        if pieces and _MORE_PIECES.fullmatch(item):
+            item = f"map={item}"  # a list of pieces has commas, too
         name, equals, text = item.partition("=")
         if mounting and is_ignored(item):
             continue
@@ -244,10 +263,14 @@ def _parse(texts: Iterable[str], *, mounting: bool) -> tuple[dict[str, object], 
             raise UsageError(f"-o {name}: {exc}", hint=f"-o {option.usage}") from exc
         if option.name == "part":
             parts.append(value)
+        elif option.name == "map":
+            pieces.append(value)
         elif option.target:
             (mount if option.mounting else reading)[option.target] = value
     if parts:
         mount["parts"] = tuple(parts)
+    if pieces:
+        reading["pieces"] = tuple(pieces)
     return reading, mount
 
 

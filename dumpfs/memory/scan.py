@@ -102,6 +102,13 @@ def written_runs(image: DumpImage) -> Iterator[tuple[Pfn, Pfn]]:
     return image.stored.runs()
 
 
+def written_bytes(image: DumpImage) -> int:
+    """Bytes of the stored blocks that do not lie in holes of the file."""
+    if not isinstance(image, SparseImage):
+        return image.stored.count() * image.meta.block_size
+    return sum(stop - first for first, stop in written_runs(image)) * image.meta.block_size
+
+
 def plan_windows(runs: Iterable[tuple[Pfn, Pfn]], block_size: int) -> Iterator[tuple[Pfn, int]]:
     """(first, count) of windows that cover ascending runs; runs with little between them share one."""
     limit = max(_WINDOW_BYTES // block_size, 1)

@@ -17,12 +17,13 @@ from dumpfs.errors import DumpfsError, PageError, SourceError
 from dumpfs.formats.base import DumpImage
 from dumpfs.memory.cache import DEFAULT_CACHE_BYTES, PageCache
 from dumpfs.memory.physical import HolePolicy, PhysMemory
-from dumpfs.ranges import PfnSet, ScaledSet
+from dumpfs.ranges import PfnSet, ScaledSet, last_stop
 from dumpfs.units import PageState, Pfn
 from dumpfs.vfs.savedlog import SavedLogs
 from dumpfs.vmcoreinfo import MAX_BYTES, Vmcoreinfo
 
 if TYPE_CHECKING:
+    from dumpfs.formats.pieces import Piece
     from dumpfs.linux.kernel import Kernel
     from dumpfs.linux.vmcoreinfo_judge import Told
     from dumpfs.vfs.inspection import Inspection
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 PagesMode = Literal["auto", "list", "open"]
 
-_SCAN_BYTES = 1 << 16
 _COUNTED_PFNS = 1 << 26
 """Pages up to which counting bits takes no more than 20 ms."""
 _SAMPLES, _SAMPLE_BYTES = 128, 512
@@ -52,6 +52,8 @@ class OpenOptions:
     """Bytes of decoded pages to keep, per process."""
     format: str | None = None
     """Take the input for this format instead of looking at it."""
+    pieces: tuple[Piece, ...] = ()
+    """Where the pieces of a flat image belong."""
     vmcoreinfo: str | None = None
     """Path of a VMCOREINFO text, for dumps without."""
     vmlinux: str | None = None
@@ -171,14 +173,15 @@ class Dump:
             DumpfsError: it cannot be opened, or an option names a file that cannot be read.
         """
         from dumpfs.formats import find_files, open_image
+        from dumpfs.formats.pieces import split_address
 
         options = options if options is not None else OpenOptions()
         override = None if options.vmcoreinfo is None else _read_vmcoreinfo(options.vmcoreinfo)
         files = find_files(paths)
-        image = open_image(files, format=options.format)
+        image = open_image(files, format=options.format, pieces=options.pieces)
         try:
-            dump = cls(image, options, map(os.path.abspath, files), override)
-            dump.name = os.path.abspath(paths[0])
+            dump = cls(image, options, (os.path.abspath(split_address(name)[0]) for name in files), override)
+            dump.name = os.path.abspath(split_address(paths[0])[0])
             if options.vmlinux is not None or override is not None:
                 dump.need_kernel()
                 dump.inspection.open_debug_file()
@@ -340,7 +343,7 @@ class Dump:
         """One past the last kernel page that is RAM (a bitmap may reach beyond it)."""
         phys, meta = self.phys, self.image.meta
         scale = meta.block_size // phys.page_size
-        return (meta.first_paddr >> phys.page_shift) + last_member_stop(self.image.ram) * scale
+        return (meta.first_paddr >> phys.page_shift) + last_stop(self.image.ram) * scale
 
     @cached_property
     def stored_bytes(self) -> int:
@@ -354,21 +357,16 @@ class Dump:
         return found * size // (_SAMPLES * _SAMPLE_BYTES) * page_size
 
     @cached_property
+    def searched_bytes(self) -> int:
+        """Bytes that a search of the whole memory reads: holes of the file are passed over."""
+        from dumpfs.memory.scan import written_bytes
+
+        return min(self.stored_bytes, written_bytes(self.image))
+
+    @cached_property
     def memory_size(self) -> int:
         """Bytes of /hmem: one past the last RAM page's last physical address."""
         return self.stop_pfn << self.phys.page_shift
-
-
-def last_member_stop(members: PfnSet) -> Pfn:
-    """One past the highest member, 0 when there is none; looks at bits from the end backwards."""
-    end = (members.stop + 7) // 8
-    while end > 0:
-        begin = max(end - _SCAN_BYTES, 0)
-        bits = members.read_bits(begin, end - begin).rstrip(b"\0")
-        if bits:
-            return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
-        end = begin
-    return 0
 
 
 def _status(path: str) -> os.stat_result | None:

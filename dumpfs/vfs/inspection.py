@@ -83,7 +83,7 @@ class Inspection:
         if kernel is None or (kernel.vmcoreinfo is not None and not kernel.doubt):
             return True
         most = _SEARCHED_BYTES if self._dump.image.meta.format == "kdump" else _SEARCHED_PLAIN_BYTES
-        return self._dump.stored_bytes <= most
+        return self._dump.searched_bytes <= most
 
     def missing(self) -> str | None:
         """Why nothing can be told of the inside of this dump's kernel, or None; cheap, and so not the last word."""

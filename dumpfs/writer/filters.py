@@ -14,7 +14,7 @@ import numpy as np
 from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
-from dumpfs.ranges import PfnSet
+from dumpfs.ranges import last_stop
 from dumpfs.units import Pfn
 from dumpfs.writer.bitmaps import Bits, add_bits, add_members, bits_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
@@ -56,7 +56,7 @@ def end_of_memory(image: DumpImage) -> Pfn:
     Raises:
         UnsupportedFeatureError: some bytes of the file claim more memory than it is worth to write down.
     """
-    end = max(_end(image.ram), _end(image.stored))
+    end = max(last_stop(image.ram), last_stop(image.stored))
     ram, lost = (end if image.meta.format != "kdump" else 0), image.lost.count()  # a kdump's bitmaps are in its file
     if ram <= _CLAIMABLE_RAM and lost <= _CLAIMABLE_LOST:
         return end
@@ -68,18 +68,6 @@ def end_of_memory(image: DumpImage) -> Pfn:
             hint="dumpfs mount and dumpfs cat show what is there",
         )
     return end
-
-
-def _end(members: PfnSet) -> Pfn:
-    """One past the last member."""
-    end = (members.stop + 7) // 8
-    while end > 0:
-        begin = max(end - (1 << 18), 0)
-        bits = members.read_bits(begin, end - begin).rstrip(b"\0")
-        if bits:
-            return (begin + len(bits) - 1) * 8 + bits[-1].bit_length()
-        end = begin
-    return 0
 
 
 def select_pages(

@@ -59,7 +59,7 @@ def plan_dump_core(
     image, meta = dump.image, dump.image.meta
     notices: list[str] = []
     most = _SEARCHED_BYTES if meta.format == "kdump" else _SEARCHED_PLAIN_BYTES
-    deep = dump.vmcoreinfo_text is not None or dump.stored_bytes <= most
+    deep = dump.vmcoreinfo_text is not None or dump.searched_bytes <= most
     if not deep:
         notices.append(
             "it has no VMCOREINFO; the dump is too large to be searched for it (reading the file vmcoreinfo does that,"

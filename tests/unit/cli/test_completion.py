@@ -161,7 +161,7 @@ def test_zsh_offers_the_flags_of_a_verb(verb: str) -> None:
 def test_zsh_offers_the_options(array: str, mounting: bool) -> None:
     text = ZSH.read_text()
     block = text[text.index(f"    {array}=(") :]
-    found = set(re.findall(r"'(\w+)\[", block[: block.index("\n    )")]))
+    found = set(re.findall(r"'\*?(\w+)\[", block[: block.index("\n    )")]))
     assert found == {option.name for option in OPTIONS if option.mounting == mounting}
 
 

@@ -7,9 +7,9 @@ import pytest
 from dumpfs.bitmap import Bitmap
 from dumpfs.errors import PageError, SourceError, VmcoreinfoError
 from dumpfs.memory.physical import HolePolicy
-from dumpfs.ranges import RangeSet
+from dumpfs.ranges import RangeSet, last_stop
 from dumpfs.units import PageState
-from dumpfs.vfs.context import Dump, LocalCounters, OpenOptions, last_member_stop
+from dumpfs.vfs.context import Dump, LocalCounters, OpenOptions
 from tests.unit.vfs.fakes import PAGE, FakeImage, S, fake_dump, fake_kernel
 
 TEXT = b"OSRELEASE=6.1\nPAGESIZE=4096\nCRASHTIME=1700000000\n"
@@ -22,7 +22,7 @@ def opened(monkeypatch):
 
     images = []
 
-    def open_image(paths, format=None):
+    def open_image(paths, format=None, pieces=()):
         images.append(FakeImage({0: S}, vmcoreinfo=TEXT))
         return images[-1]
 
@@ -130,7 +130,7 @@ def test_strict_memory_knows_no_holes():
     ],
 )
 def test_last_member(members, expected):
-    assert last_member_stop(members) == expected
+    assert last_stop(members) == expected
 
 
 def test_memory_ends_with_the_last_ram_page_and_not_with_the_bitmap():

@@ -113,6 +113,6 @@ def test_large_dump_is_not_searched_for_a_listing(dump, monkeypatch):
     assert status.patient
     assert dump.tree.root.patient
     monkeypatch.setitem(vars(dump), "kernel", replace(dump.kernel, vmcoreinfo=None))
-    monkeypatch.setitem(vars(dump), "stored_bytes", 1 << 40)
+    monkeypatch.setitem(vars(dump), "searched_bytes", 1 << 40)
     assert not status.patient
     assert not dump.tree.root.patient
