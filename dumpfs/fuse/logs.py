@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 from dumpfs.errors import SourceError
@@ -28,6 +31,22 @@ class LineFormatter(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: ANN401  # as logging has it
         """See `logging.Formatter`."""
         return "\n".join(_INDENT + one_line(line) for line in super().formatException(ei).split("\n"))
+
+
+class OwnFileHandler(logging.FileHandler):
+    """Appends to a file that is really there: whoever put a link in its place would have root write elsewhere."""
+
+    def _open(self) -> TextIOWrapper:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.baseFilename, flags, 0o600)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):  # such as /dev/null
+                raise OSError(errno.EINVAL, "is no file to append to", self.baseFilename)
+            return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+        except BaseException:
+            os.close(descriptor)
+            raise
 
 
 class SyslogHandler(logging.Handler):
@@ -77,9 +96,10 @@ def set_up(path: str | None, *, foreground: bool, debug: bool = False) -> None:
     handlers: list[logging.Handler] = []
     if path is not None:
         try:
-            handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+            handlers.append(OwnFileHandler(path, encoding="utf-8", errors="backslashreplace"))
         except OSError as exc:
-            raise SourceError(path, exc.strerror or str(exc), hint="-o log= names a file to append to") from exc
+            problem = "is a symbolic link" if exc.errno == errno.ELOOP else exc.strerror or str(exc)
+            raise SourceError(path, problem, hint="-o log= names a file to append to, or a new one") from exc
     if foreground:
         handlers.append(logging.StreamHandler(sys.stderr))
     elif path is None and can_syslog():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 
@@ -109,3 +110,16 @@ def test_syslog_gets_tracebacks_in_lines(monkeypatch):
     assert sent[0] == "failed"
     assert len(sent) > 2
     assert all(line.isprintable() for line in sent)
+
+
+def test_new_file_is_its_owners_alone_and_a_link_is_not_followed(tmp_path):
+    logs.set_up(str(tmp_path / "log"), foreground=False)
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match="is a symbolic link"):
+        logs.set_up(str(tmp_path / "link"), foreground=False)
+    assert not (tmp_path / "elsewhere").exists()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError):
+        logs.set_up(str(tmp_path / "pipe"), foreground=False)
+    logs.set_up(os.devnull, foreground=False)
