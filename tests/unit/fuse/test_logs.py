@@ -112,9 +112,12 @@ def test_syslog_gets_tracebacks_in_lines(monkeypatch):
     assert all(line.isprintable() for line in sent)
 
 
-def test_new_file_is_its_owners_alone_and_a_link_is_not_followed(tmp_path):
+def test_new_file_is_its_owners_alone(tmp_path):
     logs.set_up(str(tmp_path / "log"), foreground=False)
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+
+
+def test_link_is_not_followed_nor_a_pipe_written_to(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SourceError, match="is a symbolic link"):
         logs.set_up(str(tmp_path / "link"), foreground=False)
@@ -122,4 +125,7 @@ def test_new_file_is_its_owners_alone_and_a_link_is_not_followed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SourceError):
         logs.set_up(str(tmp_path / "pipe"), foreground=False)
+
+
+def test_log_may_go_nowhere():
     logs.set_up(os.devnull, foreground=False)
