@@ -18,15 +18,14 @@ from dumpfs.linux.kallsyms import Kallsyms, read_kallsyms, tables_from_vmcoreinf
 from dumpfs.linux.kallsyms_scan import find_kallsyms
 from dumpfs.linux.kernel import Kernel
 from dumpfs.linux.modules import Module, read_modules
+from dumpfs.linux.processors import SavedRegisters, find_registers, prstatus_notes, read_cpus
 from dumpfs.linux.records import note_problem
 from dumpfs.linux.tasks import Task, TaskReader, processes, read_tasks, saved_registers
 from dumpfs.linux.types import Types
 from dumpfs.linux.unnamed import find_btf, find_init_task
 from dumpfs.linux.unwind import StackReader
 from dumpfs.memory.virtual import AddressSpace
-from dumpfs.notes import NT_PRSTATUS
 
-MAX_CPUS = 1 << 16
 MAX_IMAGE = 256 << 20
 DEFAULT_STACK_SIZE = 1 << 14
 MAX_STACK_SIZE = 1 << 20
@@ -223,24 +222,10 @@ class Inspector:
 
     def _find_cpus(self) -> tuple[int, ...]:
         try:
-            return self._read_cpus()
+            return read_cpus(self)
         except DumpfsError as exc:
             note_problem(self.problems, f"processors: numbered by their notes: {exc}")
-            return tuple(range(len(self._notes())))
-
-    def _read_cpus(self) -> tuple[int, ...]:
-        mask = self.find_symbol("__cpu_present_mask") or self.find_symbol("cpu_present_bits")
-        if mask is None or self.find_symbol("__per_cpu_offset") is None:
-            self.symbol("init_task")  # without data in the table (CONFIG_KALLSYMS_ALL) nothing can be concluded
-            return (0,)  # built for one processor
-        number = self.find_symbol("nr_cpu_ids")
-        count = self.space.read_u32(number) if number is not None else len(self._notes()) or 1
-        if not 0 < count <= MAX_CPUS:
-            raise ViewError(f"{count} processors cannot be")
-        word = self.space.word_size
-        data = self.space.read(mask, -(-count // (8 * word)) * word)
-        words = [int.from_bytes(data[i : i + word], self.space.byteorder) for i in range(0, len(data), word)]
-        return tuple(n for n in range(count) if words[n // (8 * word)] >> n % (8 * word) & 1)
+            return tuple(range(len(prstatus_notes(self))))
 
     def percpu(self, vaddr: int, cpu: int) -> int:
         """Address of processor `cpu`'s copy of the per-CPU variable whose symbol is at `vaddr`."""
@@ -264,25 +249,14 @@ class Inspector:
                 found[cpu] = pointer
         return found
 
-    def _notes(self) -> list[bytes]:
-        return [n.desc for n in self.kernel.notes if n.name == b"CORE" and n.type == NT_PRSTATUS]
+    @property
+    def processor_notes(self) -> SavedRegisters:
+        """What the processors' notes say, in the dump and in memory."""
+        return self._once("processor_notes", lambda: find_registers(self))
 
     def prstatus(self, cpu: int) -> bytes | None:
-        """Descriptor of the NT_PRSTATUS note of a processor, or None when the dump has none.
-
-        A kernel writes its notes in the order of the processors that are present, leaving out those that did not
-        stop; when some are left out, the pid in the note tells whose it is.
-        """
-        notes = self._notes()
-        if len(notes) == len(self.cpus):
-            return notes[self.cpus.index(cpu)] if cpu in self.cpus else None
-        arch = self.kernel.arch
-        task = next((t for t in self.tasks if t.running and t.cpu == cpu), None)
-        if arch is None or task is None or not task.pid:
-            return None
-        order = self.kernel.image.meta.byteorder
-        found = [desc for desc in notes if arch.prstatus.pid(desc, order) == task.pid]
-        return found[0] if len(found) == 1 else None
+        """Descriptor of the NT_PRSTATUS note of a processor, or None when there is none; see `find_registers`."""
+        return self.processor_notes.notes.get(cpu)
 
     def cpu_registers(self, cpu: int) -> dict[str, int] | None:
         """Registers of a processor by the names of its architecture, or None when the dump does not have them."""

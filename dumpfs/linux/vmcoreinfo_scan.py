@@ -24,6 +24,7 @@ from dumpfs.memory.physical import PhysMemory
 from dumpfs.memory.scan import plan_windows, written_runs
 from dumpfs.notes import parse_notes
 from dumpfs.structs import ByteOrder
+from dumpfs.units import Pfn
 from dumpfs.vmcoreinfo import Vmcoreinfo
 
 _START = b"OSRELEASE="
@@ -69,11 +70,13 @@ class Pointers(NamedTuple):
     """By a physical address."""
 
 
-def scan_memory(image: DumpImage, limit: int = MAX_SCAN) -> Iterator[Candidate]:
-    """Every candidate in the first `limit` bytes of stored memory, each text once, ascending by address."""
+def scan_memory(
+    image: DumpImage, limit: int = MAX_SCAN, runs: Iterable[tuple[Pfn, Pfn]] | None = None
+) -> Iterator[Candidate]:
+    """Every candidate in the first `limit` bytes of stored memory, or of `runs` of it, each text once, ascending."""
     block_size = image.meta.block_size
     seen: set[bytes] = set()
-    for first, count in plan_windows(written_runs(image), block_size):
+    for first, count in plan_windows(written_runs(image) if runs is None else runs, block_size):
         if limit <= 0:
             return
         limit -= count * block_size

@@ -176,7 +176,7 @@ class CpusDir(InsideDir):
 
 
 def _node(dump: Dump, cpu: int, number: int) -> Node:
-    from dumpfs.linux.inspect import MAX_CPUS
+    from dumpfs.linux.processors import MAX_CPUS
 
     if cpu >= MAX_CPUS or number > len(_NAMES):
         raise LookupError(f"no processor {cpu} or no file {number} of it")

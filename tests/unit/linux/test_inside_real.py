@@ -12,7 +12,7 @@ import pytest
 
 from dumpfs.errors import ExcludedPageError, ViewError
 from dumpfs.formats import open_image
-from dumpfs.linux import procfs
+from dumpfs.linux import processors, procfs
 from dumpfs.linux.debugfile import DebugFile
 from dumpfs.linux.dwarf import DwarfTypes
 from dumpfs.linux.frozen import freeze, thaw
@@ -261,16 +261,67 @@ def test_what_cannot_be_found_out_is_told_the_same_each_time(sample):
     assert len(depths) == 1
 
 
-@pytest.mark.parametrize("size", [0, 8, 33, 100, 112, 144, 327])
-def test_torn_note_makes_the_registers_of_its_processor_unknown(data, size):
-    kernel = open_inspector(data("mkd-raw-d31.kdump")).kernel
+def with_torn_note(kernel, size):
+    """`kernel` of which the note of processor 0 has `size` bytes of its descriptor, and the whole descriptor."""
     notes = list(kernel.notes)
     torn = next(number for number, note in enumerate(notes) if note.name == b"CORE" and note.type == 1)
-    notes[torn] = notes[torn]._replace(desc=notes[torn].desc[:size])
-    inspector = Inspector(replace(kernel, notes=tuple(notes)))
+    whole = notes[torn].desc
+    notes[torn] = notes[torn]._replace(desc=whole[:size])
+    return Inspector(replace(kernel, notes=tuple(notes))), whole
+
+
+SIZES = pytest.mark.parametrize("size", [0, 8, 33, 100, 112, 144, 327])
+
+
+@SIZES
+def test_torn_note_makes_the_registers_of_its_processor_unknown(data, monkeypatch, size):
+    monkeypatch.setattr(processors, "_in_memory", lambda inspector: ())
+    inspector, _ = with_torn_note(open_inspector(data("mkd-raw-d31.kdump")).kernel, size)
     assert inspector.cpu_registers(0) is None
     assert f"processor 0: registers unknown: the NT_PRSTATUS note has {size} bytes" in " ".join(inspector.problems)
     with pytest.raises(ViewError, match="no registers of processor 0"):
         inspector.stack(inspector.need_running(0))
     assert inspector.cpu_registers(1) is not None
     assert len(inspector.stack(inspector.need_running(1)).frames) > 5
+
+
+@SIZES
+def test_torn_note_is_made_up_for_by_the_kernels_own_in_memory(data, size):
+    inspector, whole = with_torn_note(open_inspector(data("mkd-raw-d31.kdump")).kernel, size)
+    assert inspector.prstatus(0) == whole
+    problem = f"processor 0: the NT_PRSTATUS note has {size} bytes of at least 328: the registers are those it saved"
+    assert any(text.startswith(problem) for text in inspector.problems)
+    assert inspector.stack(inspector.need_running(0)).frames
+
+
+def test_notes_that_a_dump_lost_are_in_memory(data):
+    whole = open_inspector(data("mkd-raw-d31.kdump"))
+    without = Inspector(replace(whole.kernel, notes=()))
+    assert [without.prstatus(cpu) for cpu in (0, 1)] == [whole.prstatus(cpu) for cpu in (0, 1)]
+    assert whole.prstatus(0) is not None
+    assert whole.problems == []
+
+
+def test_registers_of_a_capture_kernel_are_not_those_of_the_one_that_crashed(corpus):
+    """The machine was dumped by QEMU while its capture kernel was running."""
+    inspector = open_inspector(corpus("twokernels/two-kernels.kdump"))
+    frames = inspector.stack(inspector.need_task(1)).frames
+    names = [inspector.code.lookup(frame.lookup_pc).name for frame in frames]
+    assert names[:3] == ["__crash_kexec", "panic", "sysrq_handle_crash"]
+    assert inspector.need_running(1).pid == 1
+    text = " ".join(inspector.problems)
+    assert "registers of processor 0, 1 are those that the kernel saved when it crashed" in text
+    assert "a capture kernel was running: its VMCOREINFO is at physical 0x12d3a000" in text
+
+
+def test_registers_of_another_kernel_are_none_where_memory_has_none(data, monkeypatch):
+    kernel = open_inspector(data("mkd-raw-d31.kdump")).kernel
+    own = open_inspector(data("mkd-raw-d31.kdump")).processor_notes.notes
+    monkeypatch.setattr(processors, "_in_memory", lambda inspector: iter([(1, own[1])]))
+    offset = next(at for name, at, _ in kernel.arch.prstatus.registers if name == "rip")
+    strange = own[0][:offset] + (0xFFFFFFFFA3EE2FF0).to_bytes(8, "little") + own[0][offset + 8 :]
+    notes = tuple(note._replace(desc=strange) if note.desc == own[0] else note for note in kernel.notes)
+    inspector = Inspector(replace(kernel, notes=notes))
+    assert inspector.prstatus(0) is None
+    assert inspector.prstatus(1) == own[1]
+    assert "processor 0: registers unknown: those in the dump are another kernel's" in inspector.problems
