@@ -6,7 +6,7 @@ that reason: left out would mean that it reads as zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.formats.base import DumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
-from dumpfs.ranges import last_stop
-from dumpfs.units import Pfn
-from dumpfs.writer.bitmaps import Bits, add_bits, add_members, bits_of, window
+from dumpfs.ranges import RangeSet, last_stop
+from dumpfs.units import PageState, Pfn
+from dumpfs.writer.bitmaps import Bits, add_bits, add_members, bits_of, runs_of, window
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_FREE, LEVEL_USER
 
 CLASS_LEVELS = LEVEL_CACHE | LEVEL_CACHE_PRIVATE | LEVEL_USER | LEVEL_FREE
@@ -68,6 +68,26 @@ def end_of_memory(image: DumpImage) -> Pfn:
             hint="dumpfs mount and dumpfs cat show what is there",
         )
     return end
+
+
+_LOOKED_AT = 4096
+
+
+def lost_pages(image: DumpImage, tick: Callable[[], None] = lambda: None) -> RangeSet:
+    """The lost pages of an image, less those that can be read after all.
+
+    Behind the first page that a cut kdump lacks all is called lost, but zero pages share a copy that comes before.
+    """
+
+    def unreadable() -> Iterator[tuple[Pfn, Pfn]]:
+        for first, stop in image.lost.runs():
+            for low in range(first, stop, _LOOKED_AT):
+                tick()
+                high = min(low + _LOOKED_AT, stop)
+                states = np.frombuffer(image.read_run(low, high - low)[1], dtype=np.uint8)
+                yield from runs_of((states != PageState.STORED) & (states != PageState.PARTIAL), low)
+
+    return RangeSet(unreadable())
 
 
 def select_pages(

@@ -26,7 +26,7 @@ from dumpfs.writer.bitmaps import count_bits, without
 from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
 from dumpfs.writer.copythrough import choose_encoder
 from dumpfs.writer.estimate import Estimate, estimate_size
-from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, needs_classes, select_pages
+from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, lost_pages, needs_classes, select_pages
 from dumpfs.writer.pipeline.engine import Job, Pipeline, Totals
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
 from dumpfs.writer.resume import resume_sink
@@ -193,7 +193,8 @@ def plan_write(request: WriteRequest, image: DumpImage, kernel: Kernel, hooks: H
         facts,
         chosen.ram,
         chosen.dump,
-        level=level | (image.meta.dump_level or 0) & LEVEL_ZERO,  # zero pages that shared a copy go on sharing it
+        # Zero pages that shared a copy go on sharing it; an ELF core has no such thing, and left out they were lost.
+        level=level | (0 if request.elf else (image.meta.dump_level or 0) & LEVEL_ZERO),
         codec_flag=_codec(image) if request.codec_flag is None else request.codec_flag,
         eraser=eraser,
         stats=_stats(chosen),
@@ -239,7 +240,8 @@ def _classifier(kernel: Kernel, level: int, keep_unknown: bool, hooks: Hooks) ->
 
 def _elf_plan(plan: WritePlan, request: WriteRequest, hooks: Hooks) -> WritePlan:
     """The plan of an ELF core: lost and zero pages are not in it."""
-    dump, ram = without(plan.dump, plan.image.lost), without(plan.ram, plan.image.lost)
+    lost = lost_pages(plan.image, _ticker(hooks))
+    dump, ram = without(plan.dump, lost), without(plan.ram, lost)
     notes = keep_kernel_notes(plan.facts.notes, plan.facts.byteorder)  # gdb does what notes of processes say
     for notice in notes.notices:
         hooks.notice(notice)
