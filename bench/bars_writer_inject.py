@@ -49,6 +49,8 @@ def judge(folder: Path, complete: Path, code: int, *, killed: bool) -> str:
         return "DST was touched"
     if not partial.exists() or not partial.stat().st_size:
         return ""
+    if partial.stat().st_size < 2 * PAGE:  # not even the headers
+        return "" if run(DUMPFS, "info", partial).returncode else "a dump without headers can be opened"
     found = problem(partial, complete)
     if found == NOT_FLAGGED and same_file(partial, complete):
         return ""  # all is there but its name

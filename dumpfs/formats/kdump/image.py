@@ -346,7 +346,9 @@ class KdumpImage:
         if machine != "arm" and not (header.abi.long_size == 4 and not machine):
             return False
         base = header.phys_base
-        return base > 0 and not base % header.block_size and next(self._ram_bits.runs(0, base // header.block_size), None) is not None
+        if base <= 0 or base % header.block_size:
+            return False
+        return next(self._ram_bits.runs(0, base // header.block_size), None) is not None
 
     def _check_area(self, part: Part, name: str) -> None:
         offset, size = part.header.sub.get(f"offset_{name}", 0), part.header.sub.get(f"size_{name}", 0)
