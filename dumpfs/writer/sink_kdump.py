@@ -172,6 +172,7 @@ class KdumpSink:
         self._headers_end = start
         self._data_end = start if self.alignment == 1 else _up(start, _MARGIN)
         """One past the last byte of page data."""
+        self._committed_end = self._data_end
         self.written = 0
         """Descriptors that are in the file."""
         self._dtype = descriptor_dtype(layout.abi)
@@ -223,10 +224,19 @@ class KdumpSink:
         self._data_end = offset + nbytes
         return [(offset, 0, nbytes)]
 
+    @property
+    def committed_end(self) -> int:
+        """One past the last byte of the page data that is in the file."""
+        return self._committed_end
+
+    def take_back(self) -> None:
+        """Take back what was placed and could not be written."""
+        self._data_end = self._committed_end
+
     def go_on(self, written: int, data_end: int) -> None:
         """Go on behind what an earlier run has left: so many descriptors, and data that end there."""
         self.written = written
-        self._data_end = max(self._data_end, data_end)
+        self._data_end = self._committed_end = max(self._data_end, data_end)
 
     def commit(self, encoded: Encoded, pieces: list[Piece]) -> None:
         """Take note of the next batch, whose bytes are in the file; in a stream its descriptors follow at once.
@@ -235,6 +245,7 @@ class KdumpSink:
             OSError: as `ByteSink.write_at`.
         """
         self._waiting.append((pieces[0][0], encoded))
+        self._committed_end = max(self._committed_end, pieces[0][0] + encoded.nbytes)
         if self.ordered:
             self.flush()
 

@@ -26,6 +26,7 @@ from dumpfs.writer.bitmaps import count_bits, without
 from dumpfs.writer.bytesink import ByteSink, FlatSink, PlainSink
 from dumpfs.writer.copythrough import choose_encoder
 from dumpfs.writer.estimate import Estimate, estimate_size
+from dumpfs.writer.fillup import NO_ROOM, fill_up
 from dumpfs.writer.filters import CLASS_LEVELS, Selection, end_of_memory, lost_pages, needs_classes, select_pages
 from dumpfs.writer.pipeline.engine import Job, Pipeline, Totals
 from dumpfs.writer.plan import LEVEL_CACHE, LEVEL_CACHE_PRIVATE, LEVEL_ZERO, Eraser, WritePlan, header_facts, make_plan
@@ -355,7 +356,10 @@ def _run(
             yield from (job for job in row if job is not None)
 
     encoder = choose_encoder(plan)
-    return Pipeline(encoder, list(sinks), request.threads, hooks.progress, hooks.stop).run(jobs())
+    totals = Pipeline(encoder, list(sinks), request.threads, hooks.progress, hooks.stop).run(jobs())
+    if totals.errno in NO_ROOM and len(sinks) == 1 and isinstance(sinks[0], KdumpSink):
+        fill_up(plan, sinks[0], encoder)
+    return totals
 
 
 def _finish(report: WriteReport, sinks: Sequence[KdumpSink | ElfSink], targets: Sequence[Target]) -> None:
