@@ -330,8 +330,8 @@ def saved(command: list[str], target: Path, size: int, folder: Path) -> int:
 
 @bar(
     "write-small-disk",
-    "on disks of 1 to 5 MB at level 31 as many pages survive as with makedumpfile (its zlib and lzo are others: 1 %), in"
-    " every codec",
+    "on disks of 1 to 5 MB at level 31 as many pages survive as with makedumpfile, in every codec (its zlib and lzo are"
+    " others: within 1 %)",
 )
 def small_disks() -> Measured:
     told, ok = [], True
