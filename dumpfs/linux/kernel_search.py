@@ -48,9 +48,9 @@ def search(kernel: Kernel) -> Kernel:
 
 def _instead(kernel: Kernel, found: Kernel, candidate: Candidate) -> Kernel:
     """`found`, which says what it is used instead of."""
-    if kernel.vmcoreinfo is None:
+    if kernel.vmcoreinfo is None or found.vmcoreinfo is None:
         return found
-    if kernel.vmcoreinfo.raw == found.vmcoreinfo.raw if found.vmcoreinfo is not None else False:
+    if kernel.vmcoreinfo.raw == found.vmcoreinfo.raw:  # memory repeats it: there is no better one
         return replace(kernel, doubt="")
     doubt = f"VMCOREINFO of {kernel.origins['vmcoreinfo']} {kernel.doubt}: the one in memory at "
     return replace(found, problems=(f"{doubt}{candidate.paddr:#x} is used instead", *found.problems))

@@ -139,6 +139,8 @@ def note_problem(problems: list[str], problem: str) -> None:
 def walk_list(space: AddressSpace, head: int, limit: int, problems: list[str], what: str) -> Iterator[int]:
     """Addresses of the `list_head`s on a list, without its head.
 
+    Where the list is cut or runs in a circle, what lies behind that is found from its end, by the pointers back.
+
     Args:
         space: kernel memory.
         head: address of the list's head.
@@ -152,15 +154,36 @@ def walk_list(space: AddressSpace, head: int, limit: int, problems: list[str], w
         try:
             node = space.read_word(node)
         except DumpfsError as exc:
-            note_problem(problems, f"{what}: cut after {len(seen) - 1} entries: {exc}")
-            return
+            damage = f"cut after {len(seen) - 1} entries: {exc}"
+            break
         if node == head:
             return
         if node in seen:
-            note_problem(problems, f"{what}: runs in a circle after {len(seen) - 1} entries")
-            return
+            damage = f"runs in a circle after {len(seen) - 1} entries"
+            break
         if len(seen) > limit:
             note_problem(problems, f"{what}: more than {limit} entries, the rest is left out")
             return
         seen.add(node)
         yield node
+    behind = _walk_back(space, head, limit, seen)
+    more = f"; {len(behind)} more are found from its end" if behind else ""
+    note_problem(problems, f"{what}: {damage}{more}")
+    yield from reversed(behind)
+
+
+def _walk_back(space: AddressSpace, head: int, limit: int, seen: set[int]) -> list[int]:
+    """The nodes from a list's end on that were not `seen`, each followed by the one before by both pointers."""
+    found: list[int] = []
+    node = head
+    while len(seen) <= limit:
+        try:
+            before = space.read_word(node + space.word_size)
+            if before in seen or space.read_word(before) != node:
+                break
+        except DumpfsError:
+            break  # the damage, seen from the other side
+        found.append(before)
+        seen.add(before)
+        node = before
+    return found

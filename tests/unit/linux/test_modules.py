@@ -76,12 +76,12 @@ def test_module_that_is_still_unformed_is_left_out():
     assert [m.name for m in read_modules(memory.space, types, HEAD, [])] == ["zsmalloc"]
 
 
-def test_damaged_list_gives_what_came_before_it():
+def test_damaged_list_gives_what_lies_on_both_sides_of_the_damage():
     memory, types, places = machine()
     memory.put(places[0] + 8, 0x10)
     problems: list[str] = []
-    assert [m.name for m in read_modules(memory.space, types, HEAD, problems)] == ["zram"]
-    assert any("list of modules" in p for p in problems)
+    assert [m.name for m in read_modules(memory.space, types, HEAD, problems)] == ["zram", "zsmalloc"]
+    assert any("list of modules: cut after" in p and "1 more are found from its end" in p for p in problems)
 
 
 def with_symbols():

@@ -124,7 +124,7 @@ def test_page_that_is_not_in_the_dump_costs_only_its_task():
     machine.memory.put(FIRST + 0x8000 + 0x100 + 16, machine.leaders[1] + 64)
     machine.memory.put(machine.leaders[1] + 64, 0xFFFF888000F00000 + 64)
     machine.memory.put(FIRST + 0x8000 + 0x100 + 16, 0xFFFF888000F00000 + 64)
-    assert [t.pid for t in machine.tasks()] == [0, 1, 7]
+    assert [t.pid for t in machine.tasks()] == [0, 1, 7, 8]
     assert any("0xffff888000f00000" in p for p in machine.problems)
 
 
@@ -141,6 +141,47 @@ def test_list_longer_than_its_limit_is_cut():
     memory.put_list(FIRST, nodes)
     assert list(walk_list(memory.space, FIRST, 10, problems, "list")) == nodes[:10]
     assert problems == ["list: more than 10 entries, the rest is left out"]
+
+
+WILD = 0x1234_0000
+
+
+@pytest.mark.parametrize("word", [4, 8])
+@pytest.mark.parametrize("at", [0, 1, 5, 8])
+@pytest.mark.parametrize(("to", "damage"), [(WILD, "cut after"), (FIRST + 160, "runs in a circle")])
+def test_what_lies_behind_a_cut_is_found_from_the_lists_end(word, at, to, damage):
+    memory, problems = Memory(word=word), []
+    first = FIRST & (1 << 8 * word) - 1
+    to = to & (1 << 8 * word) - 1
+    nodes = [first + 16 * n for n in range(1, 11)]
+    memory.put_list(first, nodes)
+    memory.put(nodes[at], to if to == WILD else nodes[0])
+    found = [node for node in walk_list(memory.space, first, 100, problems, "list") if node != WILD]
+    assert found == nodes
+    assert damage in problems[0]
+    assert f"{9 - at} more are found from its end" in problems[0]
+
+
+def test_pointers_back_that_lead_elsewhere_are_not_followed():
+    memory, problems = Memory(), []
+    nodes = [FIRST + 16 * n for n in range(1, 11)]
+    memory.put_list(FIRST, nodes)
+    memory.put(nodes[3], WILD)
+    elsewhere = FIRST + 0x1000
+    memory.put_list(elsewhere, [elsewhere + 16])
+    memory.put(nodes[7] + 8, elsewhere)
+    found = [node for node in walk_list(memory.space, FIRST, 100, problems, "list") if node != WILD]
+    assert found == [*nodes[:4], *nodes[7:]]
+    memory.put(FIRST + 8, elsewhere)
+    assert [n for n in walk_list(memory.space, FIRST, 100, [], "list") if n != WILD] == nodes[:4]
+
+
+def test_end_of_a_cut_list_has_the_same_limit():
+    memory, problems = Memory(), []
+    nodes = [FIRST + 16 * n for n in range(1, 100)]
+    memory.put_list(FIRST, nodes)
+    memory.put(nodes[2], WILD)
+    assert len(list(walk_list(memory.space, FIRST, 10, problems, "list"))) <= 11
 
 
 def test_saved_frame_gives_the_registers():
