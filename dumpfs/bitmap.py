@@ -13,6 +13,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 
+from dumpfs.errors import SourceError
 from dumpfs.units import Pfn
 
 CHUNK_SHIFT = 12
@@ -26,6 +27,8 @@ _MAX_CACHED_CHUNKS = 8192
 
 _EMPTY_CHUNKS = 16
 """Chunks without members after which a listing of runs asks whether they lie in a hole of the file."""
+_MAX_AHEAD = 64
+"""Chunks that a listing of runs reads at once, when it goes on and on: 32 KiB."""
 _SCAN_BYTES = 1 << 18
 """Bytes read at once by a pass over the whole bitmap."""
 
@@ -65,7 +68,22 @@ class Bitmap:
         return self._stop
 
     def _load(self, number: int) -> int:
-        data = self._read(number * CHUNK_BYTES, CHUNK_BYTES)
+        return self._keep(number, self._read(number * CHUNK_BYTES, CHUNK_BYTES))
+
+    def _load_ahead(self, number: int, count: int) -> int:
+        """A chunk, and those behind it by the same read: a listing wants them next, and storage may be slow."""
+        if count == 1:
+            return self._load(number)
+        try:
+            data = self._read(number * CHUNK_BYTES, count * CHUNK_BYTES)
+        except SourceError:  # a bad sector behind it is not its trouble
+            return self._load(number)
+        bits = self._keep(number, data[:CHUNK_BYTES])
+        for i in range(1, min(count, -(-len(data) // CHUNK_BYTES))):
+            self._keep(number + i, data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES])
+        return bits
+
+    def _keep(self, number: int, data: bytes) -> int:
         bits = int.from_bytes(data, "little")
         valid = self._stop - (number << CHUNK_SHIFT)
         if valid < CHUNK_PFNS:
@@ -177,12 +195,14 @@ class Bitmap:
         pfn = max(first, 0)
         start = -1  # first pfn of the run being gathered
         empty = 0  # chunks without members in a row
+        ahead = 1  # chunks to read at once
         while pfn < stop:
             number = pfn >> CHUNK_SHIFT
             base = number << CHUNK_SHIFT
             bits = self._chunks.get(number)
             if bits is None:
-                bits = self._load(number)
+                bits = self._load_ahead(number, ahead)
+                ahead = min(2 * ahead, _MAX_AHEAD)
             size = min(CHUNK_PFNS, stop - base)
             position = pfn - base
             if (start < 0 and not bits) or (start >= 0 and bits == _FULL):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dumpfs.bitmap import CHUNK_BYTES, CHUNK_PFNS, Bitmap
+from dumpfs.errors import SourceError
 
 
 def bitmap(*pfns: int, stop: int) -> Bitmap:
@@ -82,3 +83,28 @@ def test_members_may_start_anywhere():
 @pytest.mark.parametrize("other", [-1, "1", None], ids=repr)
 def test_only_page_numbers_are_members(other):
     assert other not in Bitmap.from_bytes(b"\xff")
+
+
+def test_a_listing_reads_ahead_and_a_bad_sector_there_costs_only_itself():
+    data = bytearray(512 * 300)
+    data[0] = data[-1] = 0x81
+    asked: list[tuple[int, int]] = []
+    bad = range(0)
+
+    def read(offset: int, size: int) -> bytes:
+        asked.append((offset, size))
+        if offset < bad.stop and offset + size > bad.start:
+            raise SourceError("dump", "reading failed")
+        return bytes(data[offset : offset + size])
+
+    last = 8 * len(data)
+    wanted = [(0, 1), (7, 8), (last - 8, last - 7), (last - 1, last)]
+    assert list(Bitmap(read, last).runs()) == wanted
+    assert len(asked) < 16
+    assert asked[0] == (0, 512)
+    bad = range(512 * 250, 512 * 251)
+    runs = Bitmap(read, last).runs(0, 8 * 512 * 260)
+    assert [next(runs), next(runs)] == wanted[:2]
+    with pytest.raises(SourceError):
+        next(runs)
+    assert list(Bitmap(read, last).runs(0, 8 * bad.start)) == wanted[:2]
