@@ -48,16 +48,23 @@ class SavedLogs:
         if self._folder < 0:
             return []
         names: list[str] = []
+        dumps: set[str] = set()
         with suppress(OSError), os.scandir(self._folder) as entries:
             for number, entry in enumerate(entries):
                 if number >= _MAX_NAMES:
                     break
-                if _NAMES.fullmatch(entry.name) and entry.name != self._dump:
+                if entry.name == self._dump:
+                    continue
+                if _NAMES.fullmatch(entry.name):
                     names.append(entry.name)
+                elif entry.name.startswith(("dump.", "vmcore.")):
+                    dumps.add(entry.name.partition(".")[2])
         _, dot, stamp = self._dump.partition(".")
         own = [name for name in names if dot and name == f"dmesg.{stamp}"]
-        if own:  # a folder of many dumps: that of another stamp is another's
+        if own:
             return own
+        # In a folder of many dumps the log of another stamp is another dump's.
+        names = [name for name in names if name.partition(".")[2] not in dumps]
         return sorted(names, key=lambda name: ("incomplete" in name, not name.startswith("vmcore-dmesg"), name))
 
     def find(self, release: str) -> SavedLog | None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from dumpfs.formats.kdump.pages import DESCRIPTOR_BYTES
 from dumpfs.units import Pfn
@@ -23,13 +24,14 @@ _STEPS = (64, 8)
 """Pages written at once, and when these do not fit."""
 
 
-def fill_up(plan: WritePlan, sink: KdumpSink, encoder: BatchEncoder) -> None:
+def fill_up(plan: WritePlan, sink: KdumpSink, encoder: BatchEncoder, halt: Callable[[], str]) -> None:
     """Write as many pages of the batch that did not fit as there is room for, in order; the rest stays missing.
 
     Args:
         plan: the dump.
-        sink: ended by want of room; its descriptors have their room already.
+        sink: ended by want of room; its descriptors have their room already, and nobody else writes to it any more.
         encoder: of the plan.
+        halt: asked before each step; the reason to stop, or ''.
     """
     out = sink.out
     if not isinstance(out, PlainSink) or not stat.S_ISREG(os.fstat(out.fd).st_mode):
@@ -42,12 +44,13 @@ def fill_up(plan: WritePlan, sink: KdumpSink, encoder: BatchEncoder) -> None:
         first, stop = _not_written(plan, sink)
         for _ in range(_ROUNDS):
             for step in _STEPS:
-                first = _fill(sink, encoder, first, stop, step)
+                first = _fill(sink, encoder, first, stop, step, halt)
             sink.flush()
-            if not _give_back(plan, sink, out.fd):
+            if first >= stop or halt() or not _give_back(plan, sink, out.fd):
                 break
-        _fill_singly(sink, encoder.encode(first, min(first + _STEPS[-1], stop)))
-        sink.flush()
+        if first < stop and not halt():
+            _fill_singly(sink, encoder.encode(first, min(first + _STEPS[-1], stop)))
+            sink.flush()
     except OSError:
         return  # it stays as it was: what has a descriptor has its data
 
@@ -105,9 +108,11 @@ def _not_written(plan: WritePlan, sink: KdumpSink) -> tuple[Pfn, Pfn]:
     return sink.stop, sink.stop
 
 
-def _fill(sink: KdumpSink, encoder: BatchEncoder, first: Pfn, stop: Pfn, step: int) -> Pfn:
+def _fill(
+    sink: KdumpSink, encoder: BatchEncoder, first: Pfn, stop: Pfn, step: int, halt: Callable[[], str]
+) -> Pfn:
     """Write pages by steps until one does not fit; returns the pfn that it begins with."""
-    while first < stop:
+    while first < stop and not halt():
         high = min(first + step, stop)
         encoded = encoder.encode(first, high)
         pieces = sink.place(first, high, encoded)

@@ -358,7 +358,7 @@ def _run(
     encoder = choose_encoder(plan)
     totals = Pipeline(encoder, list(sinks), request.threads, hooks.progress, hooks.stop).run(jobs())
     if totals.errno in NO_ROOM and len(sinks) == 1 and isinstance(sinks[0], KdumpSink):
-        fill_up(plan, sinks[0], encoder)
+        fill_up(plan, sinks[0], encoder, hooks.stop)
     return totals
 
 

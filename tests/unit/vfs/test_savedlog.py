@@ -76,6 +76,10 @@ def test_of_many_dumps_in_a_folder_each_has_its_own(tmp_path):
     assert found is not None
     assert (found.name, found.text) == ("dmesg.202602020000", b"202602020000")
     logs.close()
+    (tmp_path / "dump.202603030000").write_bytes(b"")  # which has none: that of another is not shown for it
+    logs = SavedLogs(str(tmp_path / "dump.202603030000"))
+    assert logs.find("") is None
+    logs.close()
 
 
 def test_a_folder_that_is_gone_has_none():

@@ -9,7 +9,9 @@ import pytest
 
 from dumpfs.formats import open_image
 from dumpfs.units import PageState
+from dumpfs.writer import fillup
 from dumpfs.writer.fillup import punch_hole
+from dumpfs.writer.pipeline import run
 from dumpfs.writer.pipeline.run import Hooks, WriteRequest, write_dump
 from tests.build.kdump import KdumpSpec, build_kdump
 from tests.build.model import Memory, Page
@@ -64,3 +66,18 @@ def test_hole_reads_as_zeros_and_takes_no_room(tmp_path):
     assert len(data) == 1 << 20
     assert data[4096 : 4096 + (1 << 19)] == (bytes(1 << 19) if done else b"x" * (1 << 19))
     assert not punch_hole(-1, 0, 4096)
+
+
+def test_whoever_ends_the_write_is_not_kept_waiting(source, tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def halt() -> str:
+        asked.append("")
+        return "interrupted" if len(asked) > 3 else ""
+
+    filled = fillup.fill_up
+    monkeypatch.setattr(run, "fill_up", lambda plan, sink, encoder, stop: filled(plan, sink, encoder, halt))
+    report = write_dump(WriteRequest((source,), (str(tmp_path / "out"),), codec_flag=NONE, limit=2 << 20), Hooks())
+    saved = PAGES - report.missing
+    assert saved == 3 * 64
+    assert readable(Path(report.names[0])) == saved
