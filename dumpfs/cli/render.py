@@ -14,6 +14,8 @@ Facts = dict[str, Any]
 """JSON as `dumpfs.vfs.views.info.build_info` makes it, with `crash` and `codecs` beside."""
 
 _FORMATS = {"kdump": "kdump-compressed", "elf": "ELF core", "lime": "LiME", "raw": "raw image"}
+_SELDOM = "eraseinfo"
+"""A view that is there when something was erased from a dump, of which a notice tells; else nobody misses it."""
 _WIDTH = 14
 """Columns of the names."""
 
@@ -152,4 +154,6 @@ def _remarks(facts: Facts) -> Iterator[tuple[str, str]]:
     for text in (facts["kernel"] or {}).get("problems") or ():
         yield "notice", f"kernel: {text}"
     for path, reason in facts["not_offered"].items():
+        if path == _SELDOM:
+            continue
         yield "no view", f"/{path}: {reason}"

@@ -75,6 +75,7 @@ def freeze(
     info = inspector.kernel.vmcoreinfo
     header["vmcoreinfo"] = None if info is None else info.raw.decode("latin-1")
     header["problems"] = inspector.problems
+    header["kernel"] = inspector.kernel.problems
     text = json.dumps(header).encode()
     return b"".join((len(text).to_bytes(_HEAD, "little"), text, *parts))
 
@@ -90,6 +91,11 @@ def _freeze_orc(inspector: Inspector) -> Sequence[bytes]:
     if table is None:
         raise ViewError("the kernel has no ORC tables")
     return table.freeze()
+
+
+def frozen_kernel_problems(data: bytes | memoryview) -> tuple[str, ...]:
+    """`Kernel.problems` of the kernel that was found out about."""
+    return tuple(_header(data)[0]["kernel"])
 
 
 def frozen_vmcoreinfo(data: bytes | memoryview) -> bytes | None:

@@ -44,6 +44,8 @@ class Inspection:
         self._debug: DebugFile | None = None
         self._texts: dict[int, bytes] = {}
         self._notices: tuple[str, ...] = ()
+        self.kernel_problems: tuple[str, ...] | None = None
+        """`Kernel.problems` of the kernel that was looked into, which may be better understood than the dump's own."""
         self.ready = False
         """Whether asking is quick by now."""
 
@@ -132,7 +134,7 @@ class Inspection:
 
     def adopt(self, data: bytes | memoryview) -> None:
         """Take what `build` found out, here or in another process."""
-        from dumpfs.linux.frozen import frozen_absent, frozen_vmcoreinfo, thaw
+        from dumpfs.linux.frozen import frozen_absent, frozen_kernel_problems, frozen_vmcoreinfo, thaw
 
         if self.ready:
             return
@@ -144,6 +146,7 @@ class Inspection:
         with self._lock:
             self._inspector = inspector
             self._notices = tuple(dict.fromkeys(inspector.notices()))
+            self.kernel_problems = frozen_kernel_problems(data)
         self._dump.tree.settle(frozen_absent(data))
         self.ready = True
 

@@ -95,7 +95,10 @@ def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
 def _options(dump: Dump) -> Iterator[str]:
     for option in fields(dump.options):
         value = getattr(dump.options, option.name)
-        if value is None or value is False:
+        if value is None or value is False or value == ():
+            continue
+        if option.name == "pieces":
+            yield "map=" + ",".join(map(str, value))
             continue
         if isinstance(value, Enum):
             value = value.value
@@ -132,7 +135,8 @@ def _notices(dump: Dump) -> Iterator[str]:
     yield from filter(None, (erased(dump),))
     if "kernel" in vars(dump):  # found out already; /status itself starts no search
         if dump.kernel is not None:
-            yield from dump.kernel.problems
+            found = dump.inspection.kernel_problems if "inspection" in vars(dump) else None
+            yield from dump.kernel.problems if found is None else found
         else:
             yield f"kernel: {explain(dump.kernel_error)}" if dump.kernel_error else "kernel: unknown"
     if "inspection" in vars(dump):

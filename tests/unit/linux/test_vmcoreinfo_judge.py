@@ -165,3 +165,9 @@ def test_a_real_dump_is_understood_whatever_became_of_its_text(tmp_path, data, d
         assert dump.tree.at("vmcoreinfo").read(0, 40) == good.tree.at("vmcoreinfo").read(0, 40)
         notices = dump.tree.at("status").read(0, 1 << 20).decode()
         assert notices.count("VMCOREINFO of ") == 1
+        dump.inspection.adopt(dump.inspection.build())  # as a mount does, whose helper has found it out
+        status = type(dump.tree.at("status"))(1, dump).read(0, 1 << 20).decode()
+        notices = status[status.index("notices:") :]
+        assert notices.count("VMCOREINFO of ") == 1
+        assert "is used instead" in notices or "has it whole" in notices
+        assert "the direct map was not found" not in notices
