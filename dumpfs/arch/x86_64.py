@@ -139,7 +139,7 @@ def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
     """Tables by the root's symbol: the first phys_base under which the tables map themselves.
 
     Where none does, one by which the kernel's name is where it should be; else what VMCOREINFO says, if it may be so.
-    A mere guess that memory does not confirm places nothing.
+    A guess that memory refutes places nothing.
     """
     assert facts.info is not None
     guesses: list[_Guess] = []
@@ -162,7 +162,7 @@ def _find_by_root(facts: LayoutFacts, layout: KernelLayout, root: int) -> None:
             # Its name is there; where the tables say that it ran elsewhere, the addresses are another boot's.
             chosen = searched if searched is not None and searched.right is not False else None
     if chosen is None or chosen.right is False:
-        refuted = dict.fromkeys(guess.origin for guess in guesses if guess.right is False)
+        refuted = dict.fromkeys(guess.origin for guess in guesses if guess.right is False or guess.named is False)
         layout.problems.append(f"no page tables where {', '.join(refuted)} would have them")
     if chosen is None:
         layout.is_refuted = True
@@ -208,6 +208,7 @@ def _choose(guesses: list[_Guess]) -> _Guess | None:
         [guess for guess in guesses if guess.named],
         [guess for guess in told if guess.right is None],
         [guess for guess in told if guess.origin in (_TOLD_BY_USER, _TOLD_BY_KERNEL)],
+        [guess for guess in guesses if guess.named is None and guess.right is None],
     )
     return next((guess for group in best_first for guess in group), None)
 

@@ -197,6 +197,17 @@ def test_x86_64_image_is_found_by_its_name_where_phys_base_is_not_told():
     assert kernel.space.read(x86.text + UTS, 5) == b"Linux"
 
 
+def test_x86_64_default_is_tried_where_nothing_that_would_tell_is_in_the_dump():
+    """A kernel before phys_base was told, in a dump that lacks both its root table and its name."""
+    x86 = X86(text=0xFFFFFFFF80100000)
+    x86.guest.lost_pages |= {x86.root // PAGE, (IMAGE + UTS) // PAGE}
+    kernel = x86.kernel(x86.info(**{"NUMBER(phys_base)": None}))
+    assert kernel.phys_base == 0
+    assert kernel.text is not None
+    assert not kernel.doubt or "not where it says" not in kernel.doubt
+    assert any("could not be checked" in problem for problem in kernel.problems)
+
+
 def test_x86_64_refuted_guesses_place_nothing():
     x86 = X86()
     put_uts(x86.guest, IMAGE + UTS, "5.5.5-another")
