@@ -13,6 +13,7 @@ import numpy as np
 
 from dumpfs.errors import UnsupportedFeatureError
 from dumpfs.formats.base import DumpImage
+from dumpfs.formats.kdump.image import KdumpImage
 from dumpfs.linux.pageclass import BLOCK_PFNS, PageClass, PageClassifier, keep_mask
 from dumpfs.ranges import RangeSet, last_stop
 from dumpfs.units import PageState, Pfn
@@ -77,13 +78,19 @@ def lost_pages(image: DumpImage, tick: Callable[[], None] = lambda: None) -> Ran
     """The lost pages of an image, less those that can be read after all.
 
     Behind the first page that a cut kdump lacks all is called lost, but zero pages share a copy that comes before.
+    Other formats know what they have lost.
     """
+    if image.meta.format != "kdump":
+        return RangeSet(image.lost.runs())
 
     def unreadable() -> Iterator[tuple[Pfn, Pfn]]:
         for first, stop in image.lost.runs():
             for low in range(first, stop, _LOOKED_AT):
                 tick()
                 high = min(low + _LOOKED_AT, stop)
+                if isinstance(image, KdumpImage) and not image.leads_into_file(low, high):
+                    yield low, high
+                    continue
                 states = np.frombuffer(image.read_run(low, high - low)[1], dtype=np.uint8)
                 yield from runs_of((states != PageState.STORED) & (states != PageState.PARTIAL), low)
 

@@ -260,6 +260,20 @@ class KdumpImage:
             else:
                 yield bounds[0], high, part.table, self._bits.rank(bounds[0]) - part.base
 
+    def leads_into_file(self, first: Pfn, stop: Pfn) -> bool:
+        """Whether the descriptor of any page of `[first, stop)` leads to bytes that its file has."""
+        for low, high, table, index in self.descriptor_stretches(first, stop):
+            if table is None:
+                continue
+            end = table.source.size
+            try:
+                rows = table.unpack(table.raw_descriptors(index, self._bits.rank(high) - self._bits.rank(low)))
+            except SourceError:
+                return True  # a bad sector among them: each is to be looked at
+            if any(size and offset and offset + size <= end for offset, size, _, _ in rows):
+                return True
+        return False
+
     # -- header facts ----------------------------------------------------------------------------------------------
 
     def _area(self, name: str) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dumpfs.codecs.registry import CODEC_FLAGS, CODEC_MASK, codec, codec_name
@@ -157,6 +157,10 @@ class PageTable:
             data, states[i], _ = self.read_one(first + i)
             pages.append(data or zeros)
         return pages, states
+
+    def unpack(self, raw: bytes) -> Iterator[tuple[int, int, int, int]]:
+        """(offset, size, flags, page flags) of each whole descriptor in `raw`."""
+        return self._struct.iter_unpack(raw[: len(raw) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES])
 
     def raw_descriptors(self, first: int, count: int) -> bytes:
         """The bytes of `count` descriptors from `first` on, short only where the file ends; for copying in bulk.

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 
 from dumpfs.cli.main import main
+from dumpfs.formats import open_image
+from dumpfs.formats.base import DumpMeta
+from dumpfs.formats.segments import Segment, SegmentImage, SegmentMap
+from dumpfs.sources.local import MemorySource
+from dumpfs.units import PageState
 from dumpfs.writer import estimate
 from dumpfs.writer.bitmaps import Batches
+from dumpfs.writer.filters import lost_pages
 from dumpfs.writer.pipeline.run import Hooks, WriteReport, WriteRequest, write_dump
 from tests.build.kdump import KdumpSpec, build_kdump
+from tests.build.model import Memory, Page
 from tests.unit.writer.test_write import sample
 from tests.work import bounded_work
 
@@ -88,3 +95,29 @@ def test_places_of_terabytes_are_chosen_without_a_walk():
     batches = Batches(np.full((1 << 28) // 8, 0xFF, dtype=np.uint8), 0, 1 << 28, 1536, 1 << 16)
     with bounded_work(20_000, "a sample of a terabyte"):
         assert len(batches.granules_apart(256)) == 256
+
+
+def test_lost_pages_that_are_there_after_all_are_found_without_reading_the_others(tmp_path):
+    pages = {pfn: Page(bytes(4096) if pfn % 3 == 0 else bytes([pfn % 251 + 1]) * 4096) for pfn in range(9000)}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    source = tmp_path / "source"
+    source.write_bytes(build_kdump(Memory(4096, 9000, pages), KdumpSpec()).data)
+    write_dump(WriteRequest((str(source),), (str(whole),), level=1, codec_flag=0), Hooks())
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 3])
+    image = open_image([cut])
+    lost = {pfn for run in lost_pages(image).runs() for pfn in range(*run)}
+    assert lost == {pfn for pfn in range(9000) if image.read_page(pfn)[1] is not PageState.STORED}
+    assert lost < {pfn for run in image.lost.runs() for pfn in range(*run)}
+    image.close()
+
+
+def test_lost_pages_of_other_formats_are_not_read():
+    image = open_image_of_segments()
+    image.read_run = None  # type: ignore[method-assign,assignment]
+    assert list(lost_pages(image).runs()) == list(image.lost.runs()) == [(1, 1 << 20)]
+
+
+def open_image_of_segments() -> SegmentImage:
+    pieces = SegmentMap([Segment(0, 4096 << 20, 0, 4096 << 20)], 4096, 4096)
+    meta = DumpMeta(format="elf", block_size=4096, max_pfn=1 << 20, byteorder="little", word_size=8)
+    return SegmentImage(MemorySource(bytes(4096)), meta, pieces)
