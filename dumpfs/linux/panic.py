@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PREFIX = re.compile(r"^\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? ?(.*)$")
-_PANIC = re.compile(r"Kernel panic - not syncing\b")
+_PANIC = re.compile(r"(?<!---\[ end )Kernel panic - not syncing\b")
+_PANIC_END = re.compile(r"---\[ end (Kernel panic - not syncing.*?)(?: \]---)?$")
+"""What panic() prints last, where no capture kernel was started: the panic line once more, of old kernels unclosed."""
 _CAUSES = (
     r"BUG: ",
     r"kernel BUG at ",
@@ -75,6 +77,8 @@ def find_panic(log: str) -> Panic:
     lines = [_split(line) for line in log.splitlines()]
     uptime = next((time for time, _ in reversed(lines) if time is not None), None)
     end = _last(lines, _PANIC, len(lines))
+    if end is None:  # the ring buffer may have lost the line
+        end = _last(lines, _PANIC_END, len(lines))
     cause = _find_cause(lines, len(lines) if end is None else end)
     if end is not None and cause is not None and (lines[end][0] or 0.0) - (lines[cause][0] or 0.0) > _RELATED_SECONDS:
         cause = None
@@ -85,7 +89,7 @@ def find_panic(log: str) -> Panic:
     task = next((m for _, text in lines[start:] if (m := _TASK.search(text))), None)
     where = next((m for _, text in lines[start:] if (m := _WHERE.search(text))), None)
     return Panic(
-        message=lines[end][1] if end is not None else "",
+        message=_PANIC_END.sub(r"\1", lines[end][1]) if end is not None else "",
         cause=lines[cause][1] if cause is not None else "",
         where=where[1] if where else "",
         task=task[3] if task else "",

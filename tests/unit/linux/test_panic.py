@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dumpfs.linux.panic import Panic, find_panic
@@ -66,6 +68,17 @@ def test_old_complaint_is_not_the_cause() -> None:
 
 def test_last_of_two_panics_counts() -> None:
     assert find_panic(SYSRQ + "[   6.0] Kernel panic - not syncing: two\n").message.endswith(": two")
+
+
+END = "[    5.900000] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\n"
+
+
+def test_last_line_of_a_panic_is_not_taken_for_its_first() -> None:
+    assert find_panic(SYSRQ + END) == replace(find_panic(SYSRQ), uptime=5.9)
+
+
+def test_last_line_of_a_panic_tells_where_the_first_is_lost() -> None:
+    assert find_panic(END).headline == "Kernel panic - not syncing: sysrq triggered crash"
 
 
 def test_caller_ids_do_not_disturb() -> None:
